@@ -1,0 +1,111 @@
+"""What a handler says of one aten call: the products and the vector steps it consists of.
+
+A handler takes a :class:`Call` and answers with pieces, in the order in which they run; ``[]`` means
+the call costs nothing (a view), ``None`` that the handler cannot say (it is then counted as unknown).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lightning_effnn.hardware.operation import MacKind, VectorKind
+
+
+@dataclass(slots=True)
+class Product:
+    """Multiply-accumulates with the loop extents of :class:`~lightning_effnn.hardware.operation.Operation`.
+
+    Attributes:
+        weight, input, output: the tensors whose formats and densities the operands have; ``None`` is
+            dense and of the output's dtype.
+        batch: the extent that grows with the batch: ``"B"``, ``"G"``, ``"K"``, ``"C"`` or, for none, ``""``.
+        windows: strides and dilations, by field name.
+    """
+
+    kind: MacKind
+    extents: dict[str, int]
+    weight: Tensor | None = None
+    input: Tensor | None = None
+    output: Tensor | None = None
+    batch: str = ""
+    windows: dict[str, int] = field(default_factory=dict)
+    repeats: int = 1
+
+
+@dataclass(slots=True)
+class Vector:
+    """Elements read and written, and the simple operations between.
+
+    Attributes:
+        reads: tensors read, the main one first. Their stored elements are what is read, unless
+            ``elements_in`` says otherwise (a gather reads only what it takes).
+        writes: tensors written; likewise ``elements_out``.
+        fusable: whether a chip can apply it to the main input on its way out.
+        keeps_format: whether what is written are values of what was read (a copy, a maximum).
+        loss: whether it belongs to the loss whatever module it runs in.
+    """
+
+    kind: VectorKind
+    reads: Sequence[Tensor]
+    writes: Sequence[Tensor]
+    operations: int = 0
+    elements_in: int | None = None
+    elements_out: int | None = None
+    fusable: bool = False
+    keeps_format: bool = False
+    loss: bool = False
+
+
+Piece = Product | Vector
+
+
+@dataclass(slots=True)
+class Call:
+    """One aten call with its arguments by name.
+
+    Attributes:
+        name: the operation's name without namespace and in-place underscore, ``"add"``.
+        arguments: every argument of the schema, defaults filled in.
+        inputs, outputs: all tensors among the arguments and results.
+        written: the arguments changed in place.
+        tainted: says of a tensor whether it depends on the example batch.
+        batch_size: inferences in the traced batch; ``None`` if unknown.
+        backward: whether autograd's backward is running.
+        keeps_format: whether the results have values of the inputs, so that a tag passes on.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    written: list[Tensor]
+    tainted: Callable[[Tensor], bool]
+    batch_size: int | None = None
+    backward: bool = False
+    keeps_format: bool = False
+
+    def get(self, *names: str) -> Any:
+        """The first of these arguments that the schema has; ``None`` if it has none of them."""
+        for name in names:
+            if name in self.arguments:
+                return self.arguments[name]
+        return None
+
+
+Handler = Callable[[Call], "list[Piece] | None"]
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register a handler for the aten operations of these names."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = handler
+        return handler
+
+    return register

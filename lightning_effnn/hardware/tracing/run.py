@@ -1,0 +1,107 @@
+"""Run a model once inside a tracer with nothing hidden, and leave it as it was."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+def run_once(
+    tracer: AbstractContextManager[Any],
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: bool,
+    loss: Callable[[Any], Tensor] | None,
+) -> None:
+    """Run forward, or with ``training`` forward and backward, inside ``tracer``."""
+    with ExitStack() as stack:
+        if not training:
+            stack.enter_context(_evaluating(model))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(tracer)
+            output = model(*inputs, **kwargs)
+            if loss is not None:
+                loss(output)
+            return
+        stack.enter_context(_restored(model))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(tracer)
+        output = model(*inputs, **kwargs)
+        objective = _total(output) if loss is None else loss(output)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not objective.requires_grad or not parameters:
+            raise ValueError("training=True needs a parameter with requires_grad that the output depends on")
+        # Not backward(): the gradients are thrown away, the parameters' own stay as they are.
+        torch.autograd.grad(objective, parameters, allow_unused=True)
+
+
+def _total(output: Any) -> Tensor:
+    parts = [t.sum() for t in _tensors(output) if t.is_floating_point() and t.requires_grad]
+    if not parts:
+        raise ValueError("training=True needs an output with a gradient, or a loss; this output has none")
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+def show_all(stack: ExitStack) -> None:
+    """Switch off what would hide operations until ``stack`` is closed."""
+    if torch.backends.mha.get_fastpath_enabled():
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+    # A model cannot be compiled without dynamo imported, and importing it takes a second.
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Refuse a model whose parameters have no shapes yet."""
+    lazy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if any(is_lazy(p) for p in module.parameters(recurse=False))
+    ]
+    if lazy:
+        raise ValueError(
+            f"the model has lazy modules that are not initialised ({', '.join(lazy)}): run one batch through it first"
+        )

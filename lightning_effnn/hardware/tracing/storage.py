@@ -1,0 +1,180 @@
+"""What is known of each piece of memory while a trace is open.
+
+Everything a trace has to remember about a tensor is kept by its *storage*: a view, a transpose or a
+``detach`` shares the storage, so a format tag or the fact that the values depend on the batch passes
+on by itself. No tensor is kept alive: the key is the storage's address, and a weak reference keeps
+that address from being given out again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lightning_effnn.formats import NumberFormat, format_of
+
+SMALLEST_NORMAL = 2.0**-126
+"""Magnitudes up to this count as zero: hardware flushes denormals, and so does the simulator of
+arXiv 2006.03463."""
+
+_BLOCK = 1 << 16  # elements; half a megabyte at most
+_REAL_OF = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+@cache
+def dtype_format(dtype: torch.dtype) -> NumberFormat:
+    """Format of a tensor nobody tagged; a complex number is two reals."""
+    return format_of(_REAL_OF.get(dtype, dtype))
+
+
+@dataclass(slots=True, eq=False)
+class Count:
+    """Non-zeros among ``total`` elements. The count stays on its device until it is asked for, so
+    that an accelerator does not wait."""
+
+    nonzero: Tensor | int
+    total: int
+
+    def density(self) -> float:
+        """Share of non-zeros; 1 of no elements."""
+        return int(self.nonzero) / self.total if self.total else 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What is known of one storage.
+
+    Attributes:
+        weak: keeps the address taken, not the data.
+        format: how its values are stored, where a quantiser has said so.
+        tainted: whether the values depend on the example batch.
+        producer: index of the recorded operation that wrote the present values.
+        parameter: name of the parameter or buffer it is, or is computed from alone.
+        module: name of the module call that last touched it.
+        counts: non-zeros of the present values, by the part of the storage looked at.
+    """
+
+    weak: StorageWeakRef
+    format: NumberFormat | None = None
+    tainted: bool = False
+    producer: int | None = None
+    parameter: str | None = None
+    module: str = ""
+    counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
+
+
+class StorageBook:
+    """Records by storage, for the time one trace is open."""
+
+    def __init__(self) -> None:
+        self._records: dict[int, Record] = {}
+
+    def of(self, tensor: Tensor) -> Record | None:
+        """The record of ``tensor``'s storage; ``None`` for a tensor that has none (functorch wrappers)."""
+        try:
+            storage = _plain(tensor).untyped_storage()
+            key = storage._cdata
+            record = self._records.get(key)
+            if record is None:
+                record = self._records[key] = Record(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        except (NotImplementedError, RuntimeError, AttributeError):
+            return None
+        return record
+
+    def format_of(self, tensor: Tensor) -> NumberFormat:
+        """The tag of ``tensor``, else the format of its dtype."""
+        record = self.of(tensor)
+        return (record.format if record is not None else None) or dtype_format(tensor.dtype)
+
+    def tainted(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` depends on the example batch."""
+        record = self.of(tensor)
+        return record is not None and record.tainted
+
+    def count(self, tensor: Tensor) -> Count | None:
+        """Non-zeros of ``tensor``, counted once for each version of its values."""
+        record = self.of(tensor)
+        try:
+            tensor = _plain(tensor)
+            key = _part(tensor)
+            if record is not None and key in record.counts:
+                return record.counts[key]
+            count = Count(_nonzero(compact(tensor)), stored_elements(tensor))
+        except (RuntimeError, NotImplementedError, TypeError):  # no values to look at: fake, meta, wrapped
+            return None
+        if record is not None:
+            record.counts[key] = count
+        return count
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
+
+def stored_elements(tensor: Tensor) -> int:
+    """Elements that exist in memory: an expanded axis is stored once, a sparse tensor's zeros never."""
+    tensor = _plain(tensor)
+    number = math.prod(s for s, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return number * (2 if tensor.is_complex() else 1)
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """``tensor`` with each expanded axis taken once."""
+    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+
+
+def _part(tensor: Tensor) -> tuple[Any, ...]:
+    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    if whole and all(tensor.stride()):
+        return (tensor.dtype,)  # any axes' order: the same values
+    return (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def _nonzero(tensor: Tensor) -> Tensor | int:
+    tensor = tensor.detach()
+    if not tensor.is_floating_point():
+        return torch.count_nonzero(tensor)
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        flat = _flat(tensor)
+        if flat is not None:
+            return _nonzero_in_blocks(flat.numpy())
+    return torch.count_nonzero(tensor.abs() > SMALLEST_NORMAL)
+
+
+def _flat(tensor: Tensor) -> Tensor | None:
+    """The values in the order of memory, for counting; ``None`` if they are not next to each other."""
+    if tensor.is_neg():
+        return None
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    return tensor.as_strided((tensor.numel(),), (1,)) if len(_part(tensor)) == 1 else None
+
+
+def _nonzero_in_blocks(values: np.ndarray[Any, Any]) -> int:
+    # An activation is larger than the cache: in blocks, magnitudes and comparisons never leave it. In one
+    # thread: while others use the cores, waiting for them costs more than counting.
+    size = min(_BLOCK, values.size)
+    magnitudes, large = np.empty(size, values.dtype), np.empty(size, np.bool_)
+    threshold, count = values.dtype.type(SMALLEST_NORMAL), 0
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        np.abs(block, out=magnitudes[: block.size])
+        np.greater(magnitudes[: block.size], threshold, out=large[: block.size])
+        count += int(np.count_nonzero(large[: block.size]))
+    return count
