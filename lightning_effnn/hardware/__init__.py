@@ -1,0 +1,35 @@
+"""What a run costs on a chip: trace a network, choose an accelerator, read the cost.
+
+>>> import torch
+>>> from lightning_effnn import hardware
+>>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU())
+>>> trace = hardware.trace(model, torch.rand(4, 1, 8, 8))
+>>> report = hardware.estimate(trace, "tpu_like")
+>>> report.macs == 8 * 6 * 6 * 9
+True
+"""
+
+from lightning_effnn.hardware.accelerator import Accelerator, Memory, Port, Zeros, presets
+from lightning_effnn.hardware.cost import estimate, estimate_layers
+from lightning_effnn.hardware.differentiable import EnergyModel
+from lightning_effnn.hardware.operation import Operation
+from lightning_effnn.hardware.report import CostReport, LayerCost
+from lightning_effnn.hardware.trace import Trace, Tracer, tag, trace
+
+__all__ = [
+    "Accelerator",
+    "CostReport",
+    "EnergyModel",
+    "LayerCost",
+    "Memory",
+    "Operation",
+    "Port",
+    "Trace",
+    "Tracer",
+    "Zeros",
+    "estimate",
+    "estimate_layers",
+    "presets",
+    "tag",
+    "trace",
+]

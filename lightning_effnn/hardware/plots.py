@@ -1,0 +1,62 @@
+"""Figures of a report. Needs matplotlib (extra ``plots``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_effnn.hardware.report import CostReport
+
+_MOST_BARS = 40
+
+
+def cost_figure(report: CostReport, depth: int = 2) -> Any:
+    """Stacked horizontal bars, one a module, one colour a place where energy goes; a matplotlib ``Figure``.
+
+    Networks of many modules are cut to the costliest; the rest is one bar.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message names the extra.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'lightning_effnn[plots]'") from error
+    modules = report.components_by_module(depth)
+    levels = list(report.by_level())
+    if len(modules) > _MOST_BARS:
+        ranked = sorted(modules, key=lambda m: -sum(modules[m].values()))
+        rest = ranked[_MOST_BARS - 1 :]
+        merged = {level: sum(modules[m].get(level, 0.0) for m in rest) for level in levels}
+        modules = {m: v for m, v in modules.items() if m not in rest} | {f"{len(rest)} others": merged}
+    figure = Figure(figsize=(9, 1.6 + 0.28 * max(len(modules), 4)), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(modules)
+    left = [0.0] * len(names)
+    shades = matplotlib.colormaps["viridis"]
+    for index, level in enumerate(levels):  # from what computes to what lies farthest from it
+        widths = [modules[name].get(level, 0.0) for name in names]
+        axes.barh(names, widths, left=left, label=level, color=shades(index / max(len(levels) - 1, 1)))
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("energy (uJ)")
+    axes.set_title(
+        f"{report.accelerator.name}: {report.energy_uJ:,.1f} uJ, {report.macs / 1e6:,.2f} M MACs,"
+        f" coverage {report.coverage:.1%}",
+        loc="left",
+    )
+    figure.legend(loc="outside right upper", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def stacked_bars(report: CostReport, path: str | Path, depth: int = 2) -> None:
+    """Write :func:`cost_figure` to a file, whole or not at all; the suffix chooses the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    cost_figure(report, depth).savefig(beside, dpi=120)
+    os.replace(beside, path)

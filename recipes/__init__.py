@@ -1,0 +1,1 @@
+"""Recipes: YAML files for ``effnn run``, by topic, and the benchmarks."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each file has a ``main(argv)`` and prints what it measured."""
