@@ -1,0 +1,5 @@
+"""Callbacks to drop into a Lightning Trainer, of ``lightning`` or ``pytorch_lightning``."""
+
+from lightning_effnn.callbacks.hardware_energy import HardwareEnergyMonitor
+
+__all__ = ["HardwareEnergyMonitor"]

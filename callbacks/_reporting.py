@@ -1,0 +1,77 @@
+"""Tables and figures to whichever logger is there, or to a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
+    """Rows to W&B as a table, to TensorBoard as text, to ``folder`` as CSV; rank zero only."""
+    if not trainer.is_global_zero or not rows:
+        return
+    columns = list(rows[0])
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table"):  # W&B
+            logger.log_table(key, columns=columns, data=[[row[c] for c in columns] for row in rows])
+        elif hasattr(logger.experiment, "add_text"):  # TensorBoard
+            lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in rows)]
+            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+            logger.experiment.add_text(key, text, trainer.global_step)
+    if folder is not None:
+        text_file = io.StringIO()
+        writer = csv.DictWriter(text_file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_beside(folder / f"{_file_name(key)}.csv", lambda path: path.write_text(text_file.getvalue()))
+
+
+def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None:
+    """A matplotlib figure to W&B, to TensorBoard, to ``folder`` as PNG; rank zero only."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # W&B takes pictures
+            logger.log_image(key, images=[_picture(figure)])
+        elif hasattr(logger.experiment, "add_figure"):  # TensorBoard
+            logger.experiment.add_figure(key, figure, trainer.global_step, close=False)
+    if folder is not None:
+        write_beside(folder / f"{_file_name(key)}.png", lambda path: figure.savefig(path, dpi=120))
+
+
+def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
+    """Where files go: the folder asked for, else beside the CSV logger's, else nowhere."""
+    if folder is not None:
+        return Path(folder)
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "CSVLogger":
+            return Path(logger.log_dir)
+    return None
+
+
+def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file so that it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _file_name(key: str) -> str:
+    return key.replace("/", "_")
+
+
+def _picture(figure: Any) -> Any:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    buffer.seek(0)
+    return Image.open(buffer)
