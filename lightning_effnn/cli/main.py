@@ -1,0 +1,155 @@
+"""Entry point of the ``effnn`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from lightning_effnn import __version__
+from lightning_effnn.cli import recipes
+from lightning_effnn.cli._errors import UsageError
+
+# torch and Lightning are imported inside the commands that need them: `effnn ls` answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``effnn`` and return its exit code: 0 done, 2 used wrongly; a model's own error comes out."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    traceback = False
+    try:
+        options = build_parser().parse_args(arguments)
+        traceback = options.traceback
+        _make_working_folder_importable()
+        return int(options.command(options) or 0)
+    except UsageError as error:
+        if traceback:
+            raise
+        print(f"effnn: error: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as leaving:  # the parsers' way to end: help, version, a wrong option
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+            return 1
+        return leaving.code or 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="effnn",
+        description="Train and profile networks with their cost on a chip in view.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"effnn {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where a refused value was refused")
+    parser.set_defaults(command=lambda options: parser.print_help())
+    commands = parser.add_subparsers(title="commands", metavar="")
+    _add_recipe_commands(commands)
+    _add_hardware_commands(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+
+
+def _add_recipe_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+    ls = commands.add_parser("ls", help="list the recipes, each with one line of what it does")
+    ls.set_defaults(command=_ls)
+
+    cp = commands.add_parser("cp", help="copy a recipe, to edit it")
+    cp.add_argument("name", help="a name from `effnn ls`")
+    cp.add_argument("destination", help="a file or a folder")
+    cp.add_argument("--force", action="store_true", help="overwrite an existing file")
+    cp.set_defaults(command=_cp)
+
+    run = commands.add_parser(
+        "run",
+        help="run a recipe",
+        usage="effnn run [-h] recipe [--key value ...]",
+        description="Run a recipe. Every key of its YAML can be overridden: --trainer.max_epochs 3. "
+        "`effnn run RECIPE --help` explains the keys, `effnn run RECIPE --print_config` shows their values.",
+    )
+    run.add_argument("recipe", help="a name from `effnn ls`, or your own .yaml or .py file")
+    run.add_argument("overrides", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.set_defaults(command=_run)
+
+
+def _add_hardware_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+    hw = commands.add_parser("hw", help="list the accelerators, with their main figures")
+    hw.add_argument("accelerators", nargs="*", help="only these: names, or YAML files of your own")
+    hw.set_defaults(command=_hw)
+
+    profile = commands.add_parser(
+        "profile",
+        help="say what one inference of a model costs",
+        description="Trace a model on one random batch and print what it costs on an accelerator.",
+    )
+    profile.add_argument("target", help="module:name of a model, or of what returns one without arguments")
+    profile.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SHAPE[:TYPE[:BELOW]]",
+        help="an input: 1,3,224,224 or 1,128:int64 or 1,128:int64:30000 (integers below 30000); "
+        "repeat it for more inputs; a LightningModule's example_input_array needs none",
+    )
+    profile.add_argument("--accelerator", default="eyeriss_like", help="a name from `effnn hw`, or a YAML file")
+    profile.add_argument("--batch-size", type=int, default=1, help="inputs a deployed batch (default: 1)")
+    profile.add_argument("--dtype", help="cast model and inputs to this type first, such as bfloat16")
+    profile.add_argument("--depth", type=int, default=2, help="levels of modules to show (default: 2)")
+    profile.add_argument("--csv", metavar="FILE", help="write one row an operation")
+    profile.add_argument("--plot", metavar="FILE", help="write the figure (.png, .svg or .pdf)")
+    profile.set_defaults(command=_profile)
+
+
+def _ls(options: argparse.Namespace) -> None:
+    recipes.list_recipes(_console())
+
+
+def _cp(options: argparse.Namespace) -> None:
+    target = recipes.copy_recipe(options.name, options.destination, force=options.force)
+    print(f"copied to {target}; run it with: effnn run {target}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    recipe = recipes.get_recipe(options.recipe)
+    from lightning_effnn.cli.run import run_recipe
+
+    return run_recipe(recipe, options.overrides)
+
+
+def _hw(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.hw import list_accelerators
+
+    list_accelerators(options.accelerators, _console())
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.profile import profile
+
+    profile(
+        options.target,
+        inputs=options.input,
+        accelerator=options.accelerator,
+        console=_console(),
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        depth=options.depth,
+        csv=options.csv,
+        plot=options.plot,
+    )
+
+
+def _console() -> Console:
+    """A console for tables: as wide as the terminal, wide enough in a pipe or a file."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def _make_working_folder_importable() -> None:
+    """Let recipes and `effnn profile` name the user's own modules, as `python file.py` would."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())

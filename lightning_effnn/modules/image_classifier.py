@@ -1,0 +1,124 @@
+"""A LightningModule that trains any network to name what is in an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageClassifier(L.LightningModule):
+    """Cross-entropy, accuracy, SGD or AdamW, and a cosine schedule around any network.
+
+    Logs ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``.
+
+    Args:
+        net: any module from images ``[B, ...]`` to class scores ``[B, num_classes]``.
+        num_classes: length of the scores.
+        optimizer: ``"sgd"`` (with momentum) or ``"adamw"``.
+        lr: learning rate at the start; usually 0.1 for SGD and 0.001 for AdamW.
+        weight_decay: decay of weights; biases and normalisation are left alone.
+        momentum: momentum of SGD.
+        schedule: ``"cosine"`` falls to zero over the fit, ``"constant"`` stays.
+        label_smoothing: share of the label spread over all classes.
+        input_shape: shape of one image; where it is given, there is an ``example_input_array``.
+
+    >>> from lightning_effnn.modules import SmallCNN
+    >>> model = ImageClassifier(SmallCNN(), input_shape=(1, 8, 8))
+    >>> model(model.example_input_array).shape
+    torch.Size([1, 10])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int = 10,
+        optimizer: Literal["sgd", "adamw"] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        label_smoothing: float = 0.0,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check("optimizer", optimizer, ("sgd", "adamw"))
+        _check("schedule", schedule, ("cosine", "constant"))
+        if lr <= 0:
+            raise ValueError(f"lr is {lr}: use a positive learning rate")
+        self.save_hyperparameters(ignore=["net"])
+        self.net = net
+        self.optimizer = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.schedule = schedule
+        self.label_smoothing = label_smoothing
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        if input_shape is not None:
+            # Its own generator: whether a shape is given must not move the training's random numbers.
+            generator = torch.Generator().manual_seed(0)
+            self.example_input_array = torch.rand(1, *input_shape, generator=generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class scores ``[B, num_classes]``."""
+        scores: Tensor = self.net(images)
+        return scores
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self._evaluate("val", batch, self.val_acc)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self._evaluate("test", batch, self.test_acc)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, with a cosine schedule by step where one is wanted."""
+        optimizer = self._build_optimizer()
+        if self.schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise ValueError("schedule is 'cosine', but the fit has no end: set max_epochs, or use 'constant'")
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def _evaluate(self, stage: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
+        images, labels = batch
+        scores = self(images)
+        accuracy.update(scores, labels)
+        loss = F.cross_entropy(scores, labels)
+        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
+        self.log(f"{stage}/acc", accuracy, batch_size=len(labels), prog_bar=True)
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+
+def _check(argument: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{argument} is {value!r}: use one of {', '.join(accepted)}")

@@ -1,0 +1,80 @@
+import csv
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_effnn.data import DigitsDataModule
+from lightning_effnn.modules import ImageClassifier, SmallCNN
+
+pytest.importorskip("sklearn")
+
+
+def trainer(folder, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(
+        **quiet, accelerator="cpu", default_root_dir=folder, **{"max_epochs": 2, "logger": False, **options}
+    )
+
+
+def test_it_learns_digits_and_logs_what_it_says(tmp_path):
+    L.seed_everything(0)
+    logger = CSVLogger(tmp_path, name="")
+    fit = trainer(tmp_path, max_epochs=3, logger=logger, log_every_n_steps=5)
+    model = ImageClassifier(SmallCNN(width=8), lr=0.01)
+    data = DigitsDataModule(batch_size=32)
+    fit.fit(model, data)
+    result = fit.test(model, data, verbose=False)[0]
+    assert result["test/acc"] > 0.9
+    assert result["test/loss"] < 0.5
+    with open(tmp_path / "version_0" / "metrics.csv") as file:
+        columns = set(csv.DictReader(file).fieldnames)
+    assert {"train/loss", "val/loss", "val/acc", "test/loss", "test/acc"} <= columns
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_schedule_ends_at_zero_and_only_matrices_decay(tmp_path, optimizer):
+    model = ImageClassifier(SmallCNN(width=4), optimizer=optimizer, lr=0.02, weight_decay=0.1)
+    fit = trainer(tmp_path, limit_val_batches=0)
+    fit.fit(model, DigitsDataModule())
+    (built,) = fit.optimizers
+    decayed, left_alone = built.param_groups
+    assert decayed["initial_lr"] == 0.02
+    assert decayed["lr"] == pytest.approx(0, abs=1e-6)
+    assert (decayed["weight_decay"], left_alone["weight_decay"]) == (0.1, 0)
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in left_alone["params"]} == {1}
+
+
+def test_a_fit_without_an_end_has_no_cosine(tmp_path):
+    model = ImageClassifier(SmallCNN(width=4))
+    with pytest.raises(ValueError, match="constant"):
+        trainer(tmp_path, max_epochs=-1).fit(model, DigitsDataModule())
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"schedule": "step"}, {"lr": 0.0}])
+def test_bad_arguments_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ImageClassifier(SmallCNN(), **options)
+
+
+def test_example_input_does_not_move_the_random_numbers():
+    torch.manual_seed(0)
+    net = SmallCNN(width=4)
+    before = torch.get_rng_state()
+    model = ImageClassifier(net, input_shape=(1, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.example_input_array.shape == (1, 1, 8, 8)
+    assert ImageClassifier(net).example_input_array is None
+
+
+def test_checkpoint_loads_with_the_network_given(tmp_path):
+    model = ImageClassifier(SmallCNN(width=4), lr=0.02)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(model, DigitsDataModule())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "x.ckpt", net=SmallCNN(width=4))
+    assert loaded.lr == 0.02
+    for old, new in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(old, new)
