@@ -1,0 +1,32 @@
+"""What every test shares: the real data's folder, quiet loggers, and nothing sent anywhere."""
+
+import logging
+import os
+from pathlib import Path
+
+import lightning  # noqa: F401 - sets its loggers' levels, which the next lines overrule
+import pytest
+import torch
+
+torch.set_num_threads(2)
+for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "wandb"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _wandb_stays_offline(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("WANDB_SILENT", "true")
+    patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of real data, for tests that need it."""
+    folder = os.environ.get("EFFNN_DATA")
+    if not folder:
+        pytest.skip("EFFNN_DATA is not set: it names the folder of the real data")
+    return Path(folder)
