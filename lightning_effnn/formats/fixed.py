@@ -65,9 +65,7 @@ class FixedPoint(NumberFormat):
     ) -> None:
         # Written out so that ``scale`` is a number once built, however it was given.
         if fraction_bits is not None and scale is not None:
-            raise ValueError(
-                f"give fraction_bits or scale, not both, got fraction_bits={fraction_bits}, scale={scale}"
-            )
+            raise ValueError(f"give fraction_bits or scale, not both, got fraction_bits={fraction_bits}, scale={scale}")
         if fraction_bits is not None:
             scale = 2.0 ** -_checks.integer("fraction_bits", fraction_bits, -100, 100)
         object.__setattr__(self, "bits", _checks.integer("bits", bits, 1, MAX_BITS))
@@ -142,6 +140,4 @@ class FixedPoint(NumberFormat):
 
     def _refuse_wide(self) -> None:
         if self.bits > MAX_CODED_BITS:
-            raise ValueError(
-                f"bits must be at most {MAX_CODED_BITS} to quantize, encode or decode, got {self.bits}"
-            )
+            raise ValueError(f"bits must be at most {MAX_CODED_BITS} to quantize, encode or decode, got {self.bits}")

@@ -14,7 +14,7 @@ from lightning_effnn.hardware.cost import estimate, estimate_layers
 from lightning_effnn.hardware.differentiable import EnergyModel
 from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.report import CostReport, LayerCost
-from lightning_effnn.hardware.trace import Trace, Tracer, tag, trace
+from lightning_effnn.hardware.trace import Trace, Tracer, simulated, tag, trace
 
 __all__ = [
     "Accelerator",
@@ -30,6 +30,7 @@ __all__ = [
     "estimate",
     "estimate_layers",
     "presets",
+    "simulated",
     "tag",
     "trace",
 ]

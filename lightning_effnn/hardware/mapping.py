@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_effnn.hardware.accelerator import Accelerator, Memory
-from lightning_effnn.hardware.latency import LatencyInputs, Timing, latency
+from lightning_effnn.hardware.latency import Candidates, Timing, latency
 from lightning_effnn.hardware.nest import IRRELEVANT, OPERANDS, Floats, Ints, NestBatch, Problem
 from lightning_effnn.hardware.operation import DIMENSIONS
 from lightning_effnn.hardware.transfers import Transfers, link_transfers
@@ -115,7 +115,7 @@ def _search(nest: NestBatch) -> list[MappedLayer]:
     total = np.where(valid, total, np.inf)
     best = total.min(axis=1, keepdims=True)
     which, order = np.nonzero(total <= best * (1 + 1e-12))
-    picks = LatencyInputs(
+    picks = Candidates(
         nest=nest,
         layer=which,
         loops=loops[order],
@@ -223,7 +223,7 @@ def _pass_irrelevant(nest: NestBatch, op: str, loops: Ints, bounds: list[Ints]) 
 def _collect(
     nest: NestBatch,
     transfers: dict[str, list[Transfers]],
-    picks: LatencyInputs,
+    picks: Candidates,
     timing: Timing,
     row: int,
     t: int,

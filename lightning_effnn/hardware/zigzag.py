@@ -58,7 +58,7 @@ def _map(problem: Problem, chip: Accelerator) -> MappedLayer:
     from zigzag.stages.results.reduce_stages import MinimalEnergyStage
     from zigzag.stages.workload_iterator import WorkloadStage
 
-    stages = [
+    stages: list[Any] = [
         WorkloadParserStage, AcceleratorParserStage, WorkloadStage, MinimalEnergyStage, SpatialMappingGeneratorStage,
         MinimalEnergyStage, TemporalMappingGeneratorStage, CostModelStage,
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def _map(problem: Problem, chip: Accelerator) -> MappedLayer:
             ):
                 files[name] = str(Path(folder) / f"{name}.yaml")
                 Path(files[name]).write_text(yaml.safe_dump(content, sort_keys=False))
-            run = MainStage(
+            stage: Any = MainStage(
                 stages,
                 **files,
                 loma_lpf_limit=LOOP_LIMIT,
@@ -82,17 +82,18 @@ def _map(problem: Problem, chip: Accelerator) -> MappedLayer:
                 enable_mix_spatial_mapping_generation=False,
                 access_same_data_considered_as_no_access=True,
                 temporal_mapping_type=TemporalMappingType.UNEVEN,
-            ).run()
+            )
+            found = stage.run()
     except (NoValidLoopOrderingFoundException, AssertionError) as error:
         extents = dict(zip(DIMENSIONS, problem.extents, strict=True))
         raise ValueError(f"zigzag finds no mapping of {extents} on {chip.name}: {error}") from error
     finally:
         logging.disable(verbosity)
-    return _collect(run[0][0], chip)
+    return _collect(found[0][0], chip)
 
 
 def _collect(evaluation: Any, chip: Accelerator) -> MappedLayer:
-    from zigzag.mapping.data_movement import DataDirection
+    from zigzag.hardware.architecture.memory_port import DataDirection
 
     ways = {
         "to_low": DataDirection.RD_OUT_TO_LOW,

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             compare = systolic_errors if rows and "dataflow" in rows[0] else zigzag_errors
-            results[path.name] = compare(rows)
+            results[f"{path.resolve().parent.name}/{path.name}"] = compare(rows)
     for name, table in results.items():
         Console().print(_table(name, table))
     if args.out:
@@ -158,11 +158,14 @@ def _random(rng: random.Random) -> Row:
 
 
 def _table(name: str, rows: Sequence[Row]) -> Table:
+    """One column a chip or dataflow."""
     table = Table(title=name, title_justify="left")
-    for heading in rows[0] if rows else ():
-        table.add_column(heading, justify="left" if heading in ("chip", "dataflow") else "right")
+    first, *measures = rows[0] if rows else ("nothing",)
+    table.add_column(first)
     for row in rows:
-        table.add_row(*(_cell(key, value) for key, value in row.items()))
+        table.add_column(str(row[first]), justify="right")
+    for measure in measures:
+        table.add_row(measure, *(_cell(measure, row[measure]) for row in rows))
     return table
 
 

@@ -74,9 +74,7 @@ def spread(dtype: torch.dtype = torch.float32) -> Tensor:
     top = 1000 if dtype == torch.float64 else 126
     exponents = torch.randint(-top, top, (3000,), generator=generator, dtype=torch.float64)
     wide = torch.randn(3000, generator=generator, dtype=torch.float64) * 2.0**exponents
-    x = torch.cat([wide, torch.arange(-400, 400, dtype=torch.float64) / 2, torch.tensor([0.0, -0.0])]).to(
-        dtype
-    )
+    x = torch.cat([wide, torch.arange(-400, 400, dtype=torch.float64) / 2, torch.tensor([0.0, -0.0])]).to(dtype)
     return x[x.isfinite()]
 
 
@@ -227,9 +225,7 @@ def test_gradient_is_right_taken_twice_and_under_vmap():
     assert torch.vmap(torch.func.grad(f))(x.repeat(3, 1)).tolist() == [[2.0, 0.0]] * 3
 
 
-@pytest.mark.parametrize(
-    "fmt", [FixedPoint(8, 4), FP8_E4M3, BF16, PowerOfTwo(4), Ternary(), Binary()], ids=str
-)
+@pytest.mark.parametrize("fmt", [FixedPoint(8, 4), FP8_E4M3, BF16, PowerOfTwo(4), Ternary(), Binary()], ids=str)
 def test_quantising_compiles_without_a_graph_break(fmt):
     def loss(x):
         return (fmt.quantize(x) ** 2).sum()

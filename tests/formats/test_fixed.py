@@ -44,9 +44,7 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(bits, scale, signed, 
 def test_codes_are_the_twos_complement_of_numpy_integers(bits, signed, v):
     fmt = FixedPoint(bits, signed=signed)
     x = torch.tensor(v, dtype=torch.float64)
-    integers = np.clip(np.rint(x.numpy()), *fmt.integer_range).astype(
-        f"int{bits}" if signed else f"uint{bits}"
-    )
+    integers = np.clip(np.rint(x.numpy()), *fmt.integer_range).astype(f"int{bits}" if signed else f"uint{bits}")
     assert np.array_equal(fmt.encode(x).numpy().astype(np.uint64), integers.view(f"uint{bits}"))
 
 
@@ -72,9 +70,7 @@ def test_fitting_an_unsigned_format_ignores_negative_numbers():
 
 
 def test_widths_alone_make_plain_integers():
-    assert (
-        FixedPoint(8) == FixedPoint(8, fraction_bits=0) == FixedPoint(8, scale=1) == FixedPoint(np.int64(8))
-    )
+    assert FixedPoint(8) == FixedPoint(8, fraction_bits=0) == FixedPoint(8, scale=1) == FixedPoint(np.int64(8))
     assert FixedPoint(8).quantize(torch.tensor([2.5, 3.5, -128.6, 127.4])).tolist() == [
         2.0,
         4.0,

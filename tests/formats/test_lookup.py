@@ -86,9 +86,7 @@ def test_case_and_blanks_around_do_not_matter():
     ],
 )
 def test_an_unknown_name_is_answered_with_all_names_and_the_nearest(text, nearest):
-    with pytest.raises(
-        ValueError, match=rf"one of fp64, .*pow2_<bits>.*got '{text}'; did you mean '{nearest}'"
-    ):
+    with pytest.raises(ValueError, match=rf"one of fp64, .*pow2_<bits>.*got '{text}'; did you mean '{nearest}'"):
         parse_format(text)
 
 

@@ -304,6 +304,15 @@ class TestHonesty:
         assert result.coverage == pytest.approx(16 / (16 + 8))
         assert result.macs == 16
 
+    def test_a_profilers_mark_is_no_operation(self):
+        class Marked(nn.Module):
+            def forward(self, x):
+                with torch.profiler.record_function("here"):
+                    return x.exp()
+
+        result = trace(Marked(), torch.randn(2, 4))
+        assert ([o.op for o in result.operations], result.unknown) == (["exp"], {})
+
     def test_a_loss_is_kept_but_not_part_of_an_inference(self):
         model, loss = nn.Linear(4, 3), nn.MSELoss()
         whole = nn.ModuleDict({"model": model, "loss": loss})

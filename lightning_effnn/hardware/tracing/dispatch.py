@@ -94,7 +94,8 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if seen is None or place is None:
                 raise TypeError("the inputs could not be looked at")
             call = self._call(kind, args, kwargs, inputs, _tensors(result))
-            self.recorder.record(call, seen, self._pieces(func, kind, call) if watched else [], place)
+            touched = call.inputs or call.outputs  # a profiler's mark has no tensors
+            self.recorder.record(call, seen, self._pieces(func, kind, call) if watched and touched else [], place)
         except Exception:
             if watched:
                 self.recorder.miss(kind.name, str(func), inputs, self.modules.frame)
