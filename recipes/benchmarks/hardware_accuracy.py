@@ -52,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             compare = systolic_errors if rows and "dataflow" in rows[0] else zigzag_errors
-            results[f"{path.resolve().parent.name}/{path.name}"] = compare(rows)
+            results[path.name if path.parent == REFERENCE else str(path)] = compare(rows)
     for name, table in results.items():
-        Console().print(_table(name, table))
+        print(name)
+        Console().print(_table(table))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -157,9 +158,9 @@ def _random(rng: random.Random) -> Row:
     return {"kind": kind, "K": rng.choice(channels), "C": rng.choice(channels), **window}
 
 
-def _table(name: str, rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[Row]) -> Table:
     """One column a chip or dataflow."""
-    table = Table(title=name, title_justify="left")
+    table = Table()
     first, *measures = rows[0] if rows else ("nothing",)
     table.add_column(first)
     for row in rows:
