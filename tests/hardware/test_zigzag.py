@@ -11,6 +11,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", ["tpu_like", "eyeriss_like", "edge_tpu_like", "horowitz45"])
 def test_the_simulator_itself_agrees_with_the_closed_form(chip):
     pytest.importorskip("zigzag", reason="needs the extra zigzag")
