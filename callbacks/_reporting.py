@@ -18,7 +18,7 @@ def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Pa
     for logger in trainer.loggers:
         if hasattr(logger, "log_table"):  # W&B
             logger.log_table(key, columns=columns, data=[[row[c] for c in columns] for row in rows])
-        elif hasattr(logger.experiment, "add_text"):  # TensorBoard
+        elif _is(logger, "TensorBoardLogger"):
             lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in rows)]
             text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
             logger.experiment.add_text(key, text, trainer.global_step)
@@ -37,7 +37,7 @@ def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # W&B takes pictures
             logger.log_image(key, images=[_picture(figure)])
-        elif hasattr(logger.experiment, "add_figure"):  # TensorBoard
+        elif _is(logger, "TensorBoardLogger"):
             logger.experiment.add_figure(key, figure, trainer.global_step, close=False)
     if folder is not None:
         write_beside(folder / f"{_file_name(key)}.png", lambda path: figure.savefig(path, dpi=120))
@@ -48,7 +48,7 @@ def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
     if folder is not None:
         return Path(folder)
     for logger in trainer.loggers:
-        if type(logger).__name__ == "CSVLogger":
+        if _is(logger, "CSVLogger"):
             return Path(logger.log_dir)
     return None
 
@@ -62,6 +62,11 @@ def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _is(logger: Any, name: str) -> bool:
+    """Whether a logger is of a class, in ``lightning`` or ``pytorch_lightning``; its experiment is not started."""
+    return any(kind.__name__ == name for kind in type(logger).__mro__)
 
 
 def _file_name(key: str) -> str:

@@ -151,6 +151,9 @@ class HardwareEnergyMonitor(Callback):
             console = Console(width=100)
             console.print(self.report.table(self.depth))
             console.print(self.summary())
+            folder = report_folder(trainer, self.folder)
+            if folder is not None:
+                print(f"table of all layers and figure: {folder}")
 
     def summary(self) -> Table:
         """First against last epoch, as a rich table."""
