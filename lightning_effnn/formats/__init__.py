@@ -17,6 +17,7 @@ ternary [1, 3, 0] [0.37999..., -0.37999..., 0.0]
 
 from lightning_effnn.formats.base import FormatKind, NumberFormat
 from lightning_effnn.formats.binary import Binary
+from lightning_effnn.formats.declared import declare_format, declared_formats, forget_formats
 from lightning_effnn.formats.fixed import FixedPoint
 from lightning_effnn.formats.floating import (
     BF16,
@@ -30,6 +31,7 @@ from lightning_effnn.formats.floating import (
 )
 from lightning_effnn.formats.lookup import format_of, parse_format
 from lightning_effnn.formats.power_of_two import PowerOfTwo
+from lightning_effnn.formats.recentralized import RecentralizedPowerOfTwo
 from lightning_effnn.formats.ternary import Ternary
 
 __all__ = [
@@ -46,7 +48,11 @@ __all__ = [
     "FormatKind",
     "NumberFormat",
     "PowerOfTwo",
+    "RecentralizedPowerOfTwo",
     "Ternary",
+    "declare_format",
+    "declared_formats",
+    "forget_formats",
     "format_of",
     "parse_format",
 ]

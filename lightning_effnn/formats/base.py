@@ -13,8 +13,9 @@ from lightning_effnn.formats import _checks
 from lightning_effnn.formats._carrier import carried
 from lightning_effnn.formats._straight_through import straight_through
 
-FormatKind = Literal["float", "fixed", "binary", "ternary", "power_of_two"]
-"""What arithmetic a format needs; multiplying by ``"power_of_two"`` is a shift."""
+FormatKind = Literal["float", "fixed", "binary", "ternary", "power_of_two", "recentralized"]
+"""What arithmetic a format needs; multiplying by ``"power_of_two"`` is a shift, by ``"recentralized"`` two
+shifts and an addition."""
 
 _Format = TypeVar("_Format", bound="NumberFormat")
 

@@ -12,6 +12,7 @@ from lightning_effnn.formats.binary import Binary
 from lightning_effnn.formats.fixed import FixedPoint
 from lightning_effnn.formats.floating import BF16, FP8_E4M3, FP8_E5M2, FP16, FP32, FP64, TF32, FloatingPoint
 from lightning_effnn.formats.power_of_two import PowerOfTwo
+from lightning_effnn.formats.recentralized import RecentralizedPowerOfTwo
 from lightning_effnn.formats.ternary import Ternary
 
 _OF_DTYPE: dict[torch.dtype, NumberFormat] = {
@@ -40,6 +41,7 @@ _BY_NAME: tuple[NumberFormat, ...] = (
 _NAMED = {str(number_format): number_format for number_format in _BY_NAME}
 _INTEGER = re.compile(r"(u?)int(\d{1,3})")
 _POWER = re.compile(r"pow2_(\d{1,3})")
+_FOCUS = re.compile(r"focus(\d{1,3})")
 _FLOAT = re.compile(r"fp(\d{1,3})_e(\d{1,3})m(\d{1,3})(fn)?")
 
 
@@ -76,8 +78,9 @@ def parse_format(text: str) -> NumberFormat:
 
     Args:
         text: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"bf16"``, ``"fp16"``, ``"fp8_e4m3"``, ``"fp8_e5m2"``,
-            ``"binary"``, ``"ternary"``, ``"int<bits>"``, ``"uint<bits>"``, ``"pow2_<bits>"``, or
-            ``"fp<bits>_e<exponent bits>m<mantissa bits>"``, with ``"fn"`` behind it for no infinities.
+            ``"binary"``, ``"ternary"``, ``"int<bits>"``, ``"uint<bits>"``, ``"pow2_<bits>"``,
+            ``"focus<bits>"``, or ``"fp<bits>_e<exponent bits>m<mantissa bits>"``, with ``"fn"`` behind it for no
+            infinities.
 
     Raises:
         TypeError: if ``text`` is not a string.
@@ -101,12 +104,14 @@ def parse_format(text: str) -> NumberFormat:
         return FixedPoint(int(match[2]), signed=not match[1])
     if match := _POWER.fullmatch(name):
         return PowerOfTwo(int(match[1]))
+    if match := _FOCUS.fullmatch(name):
+        return RecentralizedPowerOfTwo(int(match[1]))
     if match := _FLOAT.fullmatch(name):
         bits, exponent, mantissa = int(match[1]), int(match[2]), int(match[3])
         padding = bits - 1 - exponent - mantissa
         return FloatingPoint(exponent, mantissa, infinities=not match[4], padding_bits=padding)
-    patterns = ["int<bits>", "uint<bits>", "pow2_<bits>", "fp<bits>_e<bits>m<bits>[fn]"]
-    known = [*_NAMED, "int4", "int8", "int16", "uint4", "uint8", "uint16", "pow2_4", "pow2_8"]
+    patterns = ["int<bits>", "uint<bits>", "pow2_<bits>", "focus<bits>", "fp<bits>_e<bits>m<bits>[fn]"]
+    known = [*_NAMED, "int4", "int8", "int16", "uint4", "uint8", "uint16", "pow2_4", "pow2_8", "focus5"]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     accepted = ", ".join([*_NAMED, *patterns])
     raise ValueError(f"text must be one of {accepted}, got {text!r}; did you mean {nearest!r}?")

@@ -3,7 +3,9 @@
 A multiply-accumulate is a multiplication of two formats and an addition into a wide accumulator. The 45 nm
 table in ``operations.yaml`` prices both; a chip of another technology scales the whole table so that its
 8-bit multiply-accumulate costs what its preset says. What multiplies by a power of two shifts, what
-multiplies by +-1 does nothing but the addition.
+multiplies by a recentralised power of two shifts twice (by the mean, by the level) and adds the two, what
+multiplies by +-1 does nothing but the accumulation. A scale that belongs to a whole layer or channel is
+applied once a result and folds into the next layer's: it is not charged.
 
 All widths may be tensors: the same number serves as a differentiable loss.
 """
@@ -84,11 +86,14 @@ class OperationEnergies:
     def _multiply(self, weights: NumberFormat, inputs: NumberFormat, w_bits: Any, i_bits: Any) -> Any:
         w = weights.bits if w_bits is None else w_bits
         i = inputs.bits if i_bits is None else i_bits
-        for factor, other, width in ((weights, inputs, i), (inputs, weights, w)):
-            if factor.kind in ("binary", "ternary"):
-                return 0.0
-            if factor.kind == "power_of_two":  # a float's shift is an addition to its exponent
-                return _price("integer", "add", 8) if other.kind == "float" else _price("integer", "shift", width)
+        if {"binary", "ternary"} & {weights.kind, inputs.kind}:
+            return 0.0
+        for kind, shifts in (("power_of_two", 1), ("recentralized", 2)):
+            for factor, other, width in ((weights, inputs, i), (inputs, weights, w)):
+                if factor.kind == kind:  # a float's shift is an addition to its exponent
+                    floating = other.kind == "float"
+                    shift = _price("integer", "add", 8) if floating else _price("integer", "shift", width)
+                    return shifts * shift + (shifts - 1) * self._accumulate(weights, inputs)
         if "float" in (weights.kind, inputs.kind):
             significands = significand_bits(weights) * significand_bits(inputs)
             # a bit width given from outside narrows the significand in proportion

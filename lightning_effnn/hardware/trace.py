@@ -39,6 +39,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_effnn.formats import NumberFormat
+from lightning_effnn.formats.declared import declared_parameters
 from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.tracing.batch import inspect_batch
 from lightning_effnn.hardware.tracing.dispatch import TraceMode
@@ -160,6 +161,8 @@ class Tracer:
         batch = None if self.example is None else inspect_batch(self.example, self.batch_dim)
         self._trace = None
         self._recorder = Recorder(self.model, self.batch_size)
+        for tensor, number_format in declared_parameters(self.model):
+            self._recorder.tag(tensor, number_format)
         self._leaves: list[LeafDraft] = []
         modules = ModuleStack(self.model, self._enter_module, self._leave_module)
         self._mode = TraceMode(self._recorder, modules)

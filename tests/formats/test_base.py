@@ -23,6 +23,7 @@ from lightning_effnn.formats import (
     FloatingPoint,
     NumberFormat,
     PowerOfTwo,
+    RecentralizedPowerOfTwo,
     Ternary,
 )
 
@@ -36,6 +37,8 @@ FORMATS = [
     *(FixedPoint(8, scale=2.0**-100), FixedPoint(8, scale=2.0**100)),
     *(Binary(), Binary(0.3), Ternary(), Ternary(0.3), Ternary(3.0, threshold=0.1), Ternary(threshold=0)),
     *(PowerOfTwo(2), PowerOfTwo(4), PowerOfTwo(5, 3), PowerOfTwo(8), PowerOfTwo(8, 127), PowerOfTwo(3, -124)),
+    *(RecentralizedPowerOfTwo(3), RecentralizedPowerOfTwo(5), RecentralizedPowerOfTwo(5, -0.25, 0.5, 0.25, 1, 1.1)),
+    *(RecentralizedPowerOfTwo(6, -4.0, 8.0, 1.0, 1, 0.3), RecentralizedPowerOfTwo(7, -4.0, 2.0, 2.0**3)),
 ]
 SMALL = [f for f in FORMATS if f.bits <= 16]
 NEAREST = [f for f in SMALL if not isinstance(f, Ternary) or f.threshold == f.scale / 2]
@@ -225,7 +228,9 @@ def test_gradient_is_right_taken_twice_and_under_vmap():
     assert torch.vmap(torch.func.grad(f))(x.repeat(3, 1)).tolist() == [[2.0, 0.0]] * 3
 
 
-@pytest.mark.parametrize("fmt", [FixedPoint(8, 4), FP8_E4M3, BF16, PowerOfTwo(4), Ternary(), Binary()], ids=str)
+@pytest.mark.parametrize(
+    "fmt", [FixedPoint(8, 4), FP8_E4M3, BF16, PowerOfTwo(4), Ternary(), Binary(), RecentralizedPowerOfTwo(5)], ids=str
+)
 def test_quantising_compiles_without_a_graph_break(fmt):
     def loss(x):
         return (fmt.quantize(x) ** 2).sum()

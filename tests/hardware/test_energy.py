@@ -3,7 +3,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_effnn.formats import BF16, FP8_E4M3, FP16, FP32, Binary, FixedPoint, PowerOfTwo, Ternary
+from lightning_effnn.formats import (
+    BF16,
+    FP8_E4M3,
+    FP16,
+    FP32,
+    Binary,
+    FixedPoint,
+    PowerOfTwo,
+    RecentralizedPowerOfTwo,
+    Ternary,
+)
 from lightning_effnn.hardware.energy import OperationEnergies
 
 CHIP = OperationEnergies.of({"int8_mac_pJ": 0.3})
@@ -25,6 +35,15 @@ def test_a_power_of_two_is_a_shift_and_a_sign_is_an_addition():
     assert CHIP.mac_pJ(INT8, PowerOfTwo(4)) == CHIP.mac_pJ(PowerOfTwo(4), INT8)
     for free in (Binary(), Ternary()):
         assert CHIP.mac_pJ(free, INT8) == pytest.approx(0.1)
+
+
+def test_a_recentralised_power_of_two_is_two_shifts_and_an_addition_more_than_a_sign():
+    focus5 = RecentralizedPowerOfTwo(5, scale=1.3)  # the scale is not charged
+    assert CHIP.mac_pJ(focus5, INT8) == CHIP.mac_pJ(INT8, focus5) == pytest.approx(2 * 0.024 + 0.1 + 0.1)
+    assert CHIP.mac_pJ(PowerOfTwo(5), INT8) < CHIP.mac_pJ(focus5, INT8) < CHIP.mac_pJ(INT8, INT8)
+    assert CHIP.mac_pJ(focus5, FP32) == pytest.approx(2 * 0.03 + 0.9 + 0.9)  # exponents are added
+    assert CHIP.mac_pJ(focus5, Binary()) == CHIP.mac_pJ(Binary(), focus5) == pytest.approx(0.1)
+    assert CHIP.mac_pJ(focus5, PowerOfTwo(4)) == CHIP.mac_pJ(PowerOfTwo(4), focus5)
 
 
 def test_narrower_formats_never_cost_more():
