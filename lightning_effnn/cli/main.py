@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="")
     _add_recipe_commands(commands)
     _add_hardware_commands(commands)
+    _add_artifact_commands(commands)
+    _add_compression_commands(commands)
     return parser
 
 
@@ -106,6 +108,35 @@ def _add_hardware_commands(commands: _Commands[argparse.ArgumentParser]) -> None
     profile.set_defaults(command=_profile)
 
 
+def _add_artifact_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser("inspect", help="say what a compressed network holds and what each tensor takes")
+    inspect.add_argument("file", help="a .effnn file")
+    inspect.add_argument("--plot", metavar="FILE", help="draw the levels of the weights (.png, .svg or .pdf)")
+    inspect.set_defaults(command=_inspect)
+
+    decompress = commands.add_parser("decompress", help="write a compressed network as a plain safetensors file")
+    decompress.add_argument("file", help="a .effnn file")
+    decompress.add_argument("-o", "--output", required=True, metavar="FILE", help="where to, such as model.safetensors")
+    decompress.add_argument("--force", action="store_true", help="overwrite an existing file")
+    decompress.set_defaults(command=_decompress)
+
+
+def _add_compression_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+    compress = commands.add_parser(
+        "compress",
+        help="make a small file of a checkpoint, without training",
+        description="Prune, focus and encode ready weights. Training with FocusedCompression loses less.",
+    )
+    compress.add_argument("checkpoint", help=".safetensors, .ckpt or .pt with the model's weights")
+    compress.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    compress.add_argument("-o", "--output", required=True, metavar="FILE", help="the .effnn file to write")
+    compress.add_argument("--bits", type=int, default=5, help="of a weight's code, 3 to 7 (default: 5)")
+    compress.add_argument("--sparsity", type=float, default=0.0, help="share of weights to cut (default: none)")
+    compress.add_argument("--other", choices=("fp32", "fp16", "int8"), default="fp32", help="biases and norms")
+    compress.add_argument("--force", action="store_true", help="overwrite an existing file")
+    compress.set_defaults(command=_compress)
+
+
 def _ls(options: argparse.Namespace) -> None:
     recipes.list_recipes(_console())
 
@@ -141,6 +172,33 @@ def _profile(options: argparse.Namespace) -> None:
         depth=options.depth,
         csv=options.csv,
         plot=options.plot,
+    )
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.artifacts import inspect
+
+    inspect(options.file, console=_console(), plot=options.plot)
+
+
+def _decompress(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.artifacts import decompress
+
+    print(decompress(options.file, options.output, force=options.force))
+
+
+def _compress(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.compress import compress
+
+    compress(
+        options.checkpoint,
+        model=options.model,
+        output=options.output,
+        bits=options.bits,
+        sparsity=options.sparsity,
+        other=options.other,
+        force=options.force,
+        console=_console(),
     )
 
 

@@ -2,5 +2,6 @@
 
 from lightning_effnn.data.cifar10 import CIFAR10DataModule
 from lightning_effnn.data.digits import DigitsDataModule
+from lightning_effnn.data.mnist import MNISTDataModule
 
-__all__ = ["CIFAR10DataModule", "DigitsDataModule"]
+__all__ = ["CIFAR10DataModule", "DigitsDataModule", "MNISTDataModule"]

@@ -1,0 +1,261 @@
+"""A network as a small file that loads back to exactly what was saved: save, load, look inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_effnn.compression import codec, stores
+from lightning_effnn.compression.container import DTYPES, KEY, Container, Entry, read_container, write_container
+from lightning_effnn.compression.errors import ArtifactError
+from lightning_effnn.compression.size_report import CompressionReport, TensorSize
+from lightning_effnn.formats import NumberFormat, declared_formats
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SIGNED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # those that all devices compare
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file, as far as its index and first bytes tell.
+
+    Attributes are those of the same names of :class:`TensorSize`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    format: str
+    bytes: int
+    tied_to: str
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """What a file says of itself.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        tensors: in the order of the state dict.
+        metadata: what the user had saved with it.
+    """
+
+    path: Path
+    bytes: int
+    tensors: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str]
+
+
+def save_compressed(
+    model: nn.Module | StateDict,
+    path: str | os.PathLike[str],
+    *,
+    other: stores.Other = "fp32",
+    formats: Mapping[str, NumberFormat] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    signed_zeros: bool = False,
+) -> CompressionReport:
+    """Write a network to a file as small as its values allow, and report what each tensor takes.
+
+    Tensors with few values that repeat (quantised, pruned) cost their entropy; so do those of a declared number
+    format, which need no palette. Everything comes back with every bit as it was, but for what ``other`` and
+    ``signed_zeros`` give leave to change. Tensors that share their memory (tied parameters) are stored once.
+
+    Args:
+        model: a module, of which the state dict and the declared formats are taken, or a state dict.
+        path: the file; its folder is made. A save that is interrupted leaves the old file as it was.
+        other: what biases, norms, running statistics and weights that were not quantised are kept in:
+            ``"fp32"`` for exactly as they are, ``"fp16"`` or ``"int8"`` (times a scale a tensor) to round.
+            What that would spoil keeps more: see :func:`lightning_effnn.compression.stores.store_rounded`.
+        formats: number formats by name, besides or in place of those the model declares.
+        metadata: texts of your own, readable by any reader of safetensors.
+        signed_zeros: whether -0.0 stays -0.0. By default it becomes 0.0, which equals it: ``weight * mask`` leaves
+            one wherever a negative weight was pruned, and whether it did costs up to a bit a zero.
+
+    Raises:
+        ValueError: ``other`` is unknown, a key of ``metadata`` is reserved, a format names no tensor.
+        TypeError: an entry of the state dict is not a dense tensor, or is an uninitialised lazy parameter.
+
+    >>> import tempfile
+    >>> layer = nn.Linear(100, 100)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.copy_(torch.arange(10000).reshape(100, 100) % 50 == 0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = save_compressed(layer, f"{folder}/layer.effnn", other="fp16")
+    ...     state = load_compressed(f"{folder}/layer.effnn")
+    >>> report.ratio > 80, torch.equal(state["weight"], layer.weight)
+    (True, True)
+    """
+    if other not in stores.OTHERS:
+        raise ValueError(f"other must be one of {', '.join(stores.OTHERS)}, got {other!r}")
+    state, declared = _state_of(model)
+    declared |= dict(formats or {})
+    metadata = dict(metadata or {})
+    if KEY in metadata or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+        raise ValueError(f"metadata must be texts by name, the name {KEY!r} excepted, got {metadata!r}")
+    if unknown := sorted(set(declared) - set(state)):
+        raise ValueError(f"formats must be of tensors in the state dict, got {', '.join(unknown)}")
+    entries: list[Entry] = []
+    rows: list[TensorSize] = []
+    seen: dict[Any, str] = {}
+    for name, x in state.items():
+        first = seen.setdefault(_memory(name, x), name)
+        if first != name:
+            entries.append(Entry(name, tuple(x.shape), x.dtype, tied_to=first))
+            rows.append(TensorSize(name, tuple(x.shape), _DTYPE_NAMES[x.dtype], "", "", 0.0, None, 0, 0.0, first))
+            continue
+        x = x.detach() if signed_zeros else _without_signed_zeros(x.detach())
+        encoded = codec.encode_tensor(x, declared.get(name), other)
+        entries.append(Entry(name, tuple(x.shape), x.dtype, encoded.data))
+        rows.append(_row(name, x, encoded))
+    path = Path(path)
+    size = write_container(path, Container(entries, metadata))
+    return CompressionReport(path, size, tuple(rows))
+
+
+@overload
+def load_compressed(path: str | os.PathLike[str], model: None = None) -> dict[str, Tensor]: ...
+@overload
+def load_compressed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module: ...
+def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
+    """Return the state dict in a file; with a model, load it there and return the model.
+
+    Tensors have the dtypes they were saved in, and those that shared memory share it again; in a model they take
+    its dtypes. Loading is strict: the keys and shapes have to be the model's, and nothing is changed if they are
+    not, or if the file is damaged.
+
+    Args:
+        path: a file of :func:`save_compressed`.
+        model: what to load into.
+
+    Raises:
+        ArtifactError: the file is damaged, truncated or not one of these, or does not fit the model; then the
+            message lists the keys missing, the keys not expected and the shapes that differ.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    container = read_container(path)
+    if model is not None:
+        _check_fit(container, model, path)
+    state: dict[str, Tensor] = {}
+    for entry in container.entries:
+        state[entry.name] = state[entry.tied_to] if entry.tied_to else _decode(entry, path)
+    if model is None:
+        return state
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def read_info(path: str | os.PathLike[str]) -> ArtifactInfo:
+    """Return what a file says of itself, without decoding its tensors.
+
+    Raises:
+        ArtifactError: the file is damaged, truncated or not one of these.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    container = read_container(path)
+    tensors = []
+    for entry in container.entries:
+        try:
+            layout, stored = ("", "") if entry.tied_to else codec.describe(entry.data, entry.dtype)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {entry.name}: {error}") from None
+        dtype = _DTYPE_NAMES[entry.dtype]
+        tensors.append(TensorInfo(entry.name, entry.shape, dtype, layout, stored, len(entry.data), entry.tied_to))
+    return ArtifactInfo(path, container.bytes, tuple(tensors), container.metadata)
+
+
+def inspect_compressed(path: str | os.PathLike[str]) -> tuple[CompressionReport, dict[str, Tensor]]:
+    """Return the report on a file, of the values as they come back, and its tensors.
+
+    Raises:
+        ArtifactError: the file is damaged, truncated or not one of these.
+        OSError: it cannot be read.
+    """
+    info, state = read_info(path), load_compressed(path)
+    rows = []
+    for t in info.tensors:
+        about = codec.statistics(state[t.name])
+        elements = max(state[t.name].numel(), 1)
+        rows.append(
+            TensorSize(
+                t.name, t.shape, t.dtype, t.layout, t.format, about.zeros / elements, about.distinct, t.bytes,
+                about.entropy_bytes, t.tied_to,
+            )
+        )  # fmt: skip
+    return CompressionReport(info.path, info.bytes, tuple(rows)), state
+
+
+def _state_of(model: nn.Module | StateDict) -> tuple[dict[str, Tensor], dict[str, NumberFormat]]:
+    """The state dict, refused if it holds something else than dense tensors, and the declared formats."""
+    declared: dict[str, NumberFormat] = {}
+    if isinstance(model, nn.Module):
+        lazy = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if is_lazy(p)]
+        if lazy:
+            raise TypeError(f"model has uninitialised lazy parameters, run one batch first: {', '.join(lazy)}")
+        declared, model = declared_formats(model), model.state_dict()
+    elif not isinstance(model, Mapping):
+        raise TypeError(f"model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
+    for name, x in model.items():
+        if not isinstance(name, str) or not isinstance(x, Tensor):
+            raise TypeError(f"state dict must be tensors by name, got {type(x).__name__} at {name!r}")
+        if x.layout != torch.strided or x.device.type == "meta" or x.dtype not in _DTYPE_NAMES:
+            raise TypeError(f"{name!r} must be a dense tensor, got {x.layout}, {x.dtype} on {x.device.type}")
+    return dict(model), {name: f for name, f in declared.items() if name in model}
+
+
+def _memory(name: str, x: Tensor) -> Any:
+    """What is equal for tensors that are one in memory."""
+    if x.numel() == 0:
+        return name
+    return x.device, x.data_ptr(), x.dtype, x.shape, x.stride()
+
+
+def _without_signed_zeros(x: Tensor) -> Tensor:
+    return torch.where(x == 0, torch.zeros_like(x), x) if x.dtype in _SIGNED else x
+
+
+def _row(name: str, x: Tensor, encoded: codec.EncodedTensor) -> TensorSize:
+    about = encoded.statistics
+    return TensorSize(
+        name, tuple(x.shape), _DTYPE_NAMES[x.dtype], encoded.layout, encoded.format,
+        about.zeros / max(x.numel(), 1), about.distinct, len(encoded.data), about.entropy_bytes,
+    )  # fmt: skip
+
+
+def _decode(entry: Entry, path: Path) -> Tensor:
+    try:
+        return codec.decode_tensor(entry.data, entry.shape, entry.dtype)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {entry.name}: {error}") from None
+
+
+def _check_fit(container: Container, model: nn.Module, path: Path) -> None:
+    """Raise if keys or shapes of file and model differ, naming all of them."""
+    there = {entry.name: entry.shape for entry in container.entries}
+    wanted = model.state_dict()
+    problems = []
+    if missing := [name for name in wanted if name not in there]:
+        problems.append(f"missing in the file: {', '.join(missing)}")
+    if unexpected := [name for name in there if name not in wanted]:
+        problems.append(f"not in the model: {', '.join(unexpected)}")
+    differ = [
+        f"{name} {there[name]} in the file, {tuple(x.shape)} in the model"
+        for name, x in wanted.items()
+        if name in there and isinstance(x, Tensor) and not is_lazy(x) and tuple(x.shape) != there[name]
+    ]
+    if differ:
+        problems.append(f"shapes differ: {'; '.join(differ)}")
+    if problems:
+        raise ArtifactError(f"{path} does not fit the model: {'. '.join(problems)}")

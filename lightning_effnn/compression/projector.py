@@ -1,0 +1,307 @@
+"""Weights that are pruned and quantised while they train, without changing the model.
+
+The optimiser moves *latent* weights; what the network runs with is their projection: masked, and, as far as
+quantisation has come, rounded to the layer's format. The projection is written into the model's own
+parameters; before the optimiser steps, the latent values are put back, and after it they are taken out again. The
+gradient of the projection thus reaches the latent weights unchanged (straight-through, Bengio et al., arXiv
+1308.3432), cut ones too, so that they can grow back.
+
+The model's structure, its ``state_dict`` and its optimisers stay what they were: between steps it *is* the
+compressed network, for validation, checkpoints and copies alike. All that is added lives in the projector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_effnn.compression.focus import focus
+from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, update_masks
+from lightning_effnn.compression.sites import Site, check_finite, weight_sites
+from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
+
+_FORMATS: dict[str, type[NumberFormat]] = {f.__name__: f for f in (PowerOfTwo, RecentralizedPowerOfTwo)}
+
+
+@dataclass(slots=True)
+class Layer:
+    """One weight: its latent values, mask, format, scale, and from which magnitude on it is rounded.
+
+    ``alpha`` is kept apart from the format, whose levels then stay the same from step to step.
+    """
+
+    site: Site
+    latent: Tensor
+    mask: Tensor
+    format: NumberFormat | None = None
+    alpha: Tensor | None = None
+    rounded_from: float = float("inf")
+    reason: str = ""
+
+    def projection(self) -> Tensor:
+        """What the network runs with."""
+        weight = self.latent
+        if self.format is not None:
+            rounded = self.format.quantize(weight if self.alpha is None else weight / self.alpha)
+            if self.alpha is not None:
+                rounded = rounded * self.alpha
+            weight = (
+                rounded if self.rounded_from <= 0 else torch.where(weight.abs() >= self.rounded_from, rounded, weight)
+            )
+        # not a product: that would leave -0.0 behind, and a cut weight is no level of the format
+        return torch.where(self.mask, weight, 0.0)
+
+    def declared(self) -> NumberFormat | None:
+        """The format with its scale, once all weights are rounded."""
+        if self.format is None or self.rounded_from > 0:
+            return None
+        return self.format if self.alpha is None else replace(self.format, scale=float(self.alpha))  # type: ignore[call-arg]
+
+
+class Projector:
+    """Holds the latent weights of a model and writes their projection into it.
+
+    Args:
+        model: its weights are projected; nothing else of it is touched.
+        include, exclude: patterns, see :func:`lightning_effnn.compression.sites.weight_sites`.
+        method, scope: of pruning, see :mod:`pruning`.
+        bits, separation: of focused quantisation, see :func:`focus`.
+
+    Raises:
+        ValueError: no prunable weight, a weight with NaN or infinity, or an argument out of range.
+
+    >>> model = nn.Linear(8, 4)
+    >>> projector = Projector(model)
+    >>> projector.prune(0.5)
+    >>> round(projector.sparsity, 2)
+    0.5
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        method: Method = "dns",
+        scope: Scope = "global",
+        bits: int = 5,
+        separation: float = 2.0,
+    ) -> None:
+        sites = weight_sites(model, include, exclude)
+        check_finite(sites)
+        self.method, self.scope = method, scope
+        self.bits, self.separation = bits, separation
+        self.layers = [
+            Layer(site, site.parameter.detach().clone(), torch.ones_like(site.parameter, dtype=torch.bool))
+            for site in sites
+        ]
+        self.sparsity_target = 0.0
+        self.fraction = 0.0
+        self.projected = True
+
+    # between the optimiser's steps
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the latent weights into the model, for the optimiser to move."""
+        if self.projected:
+            torch._foreach_copy_(
+                [layer.site.parameter for layer in self.layers], [layer.latent for layer in self.layers]
+            )
+            self.projected = False
+
+    @torch.no_grad()
+    def capture(self) -> None:
+        """Take the moved latent weights out of the model and write their projection."""
+        if not self.projected:
+            torch._foreach_copy_(
+                [layer.latent for layer in self.layers], [layer.site.parameter for layer in self.layers]
+            )
+            self.project()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Write the projection into the model."""
+        for layer in self.layers:
+            layer.site.parameter.copy_(layer.projection())
+        self.projected = True
+
+    def declare(self) -> None:
+        """Declare the formats of the weights that are rounded altogether, for traces and files."""
+        for layer in self.layers:
+            number_format = layer.declared()
+            if number_format is not None:
+                declare_format(layer.site.module, layer.site.parameter_name, number_format)
+
+    @torch.no_grad()
+    def learn_alpha(self, lr: float) -> None:
+        """One gradient step of the layers' scales, from the gradients in the model; call before :meth:`restore`.
+
+        The gradient of a scale sums over all weights of a layer; it is divided by the root of their number, so that
+        it moves about as fast as they do (Esser et al., LSQ, ICLR 2020, section 2.2).
+        """
+        for layer in self.layers:
+            grad = layer.site.parameter.grad
+            if layer.alpha is None or grad is None or layer.rounded_from > 0:
+                continue
+            slope = (grad * layer.site.parameter).sum() / layer.alpha
+            count = layer.mask.sum().clamp(min=1)
+            layer.alpha = (layer.alpha - lr * slope / count.sqrt()).clamp(min=0.5, max=2.0)
+
+    # schedule
+
+    @torch.no_grad()
+    def prune(self, sparsity: float) -> None:
+        """Choose the masks anew for a share of zeros, and project."""
+        check_sparsity(sparsity)
+        self.capture()
+        latents, masks = [layer.latent for layer in self.layers], [layer.mask for layer in self.layers]
+        for layer, mask in zip(
+            self.layers, update_masks(latents, masks, sparsity, self.method, self.scope), strict=True
+        ):
+            layer.mask = mask
+        self.sparsity_target = sparsity
+        self.project()
+
+    @torch.no_grad()
+    def quantize(self, fraction: float) -> None:
+        """Fit each layer's format to its present weights, round the largest ``fraction`` of them, and project.
+
+        Raises:
+            ValueError: a fraction outside [0, 1].
+        """
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"fraction={fraction!r}: a share from 0 to 1 is needed")
+        self.capture()
+        self.fraction = fraction
+        for layer in self.layers:
+            self._fit(layer, fraction)
+        self.project()
+        self.declare()
+
+    def _fit(self, layer: Layer, fraction: float) -> None:
+        kept = torch.where(layer.mask, layer.latent, 0.0)
+        found = focus(kept, self.bits, self.separation)
+        layer.format, layer.alpha, layer.reason = found.format, None, found.reason
+        if isinstance(found.format, RecentralizedPowerOfTwo):
+            layer.alpha = kept.new_tensor(found.format.scale)
+            layer.format = replace(found.format, scale=1.0)
+        sizes = kept[layer.mask].abs()
+        if fraction >= 1.0 or sizes.numel() == 0:
+            layer.rounded_from = 0.0
+        elif fraction <= 0.0:
+            layer.rounded_from = float("inf")
+        else:
+            first = max(1, round((1.0 - fraction) * sizes.numel()))
+            layer.rounded_from = float(sizes.kthvalue(first).values)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Project whatever stands in the model now, and declare the formats.
+
+        Weights that somebody else has written since (an average over the fit) are taken as latent.
+        """
+        for layer in self.layers:
+            if self.projected and torch.equal(layer.site.parameter, layer.projection()):
+                continue
+            layer.latent.copy_(layer.site.parameter)
+        self.project()
+        self.declare()
+
+    # figures
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in the projected weights."""
+        zeros = sum(int((layer.site.parameter == 0).sum()) for layer in self.layers)
+        return zeros / sum(layer.latent.numel() for layer in self.layers)
+
+    @property
+    def focused_layers(self) -> int:
+        """Layers whose format is recentralised."""
+        return sum(isinstance(layer.format, RecentralizedPowerOfTwo) for layer in self.layers)
+
+    def figures(self) -> dict[str, float]:
+        """What is logged: sparsity, zero-order entropy a weight in bits, its ratio to fp32, recentralised layers."""
+        bits = sum(_entropy_bits(layer) for layer in self.layers)
+        elements = sum(layer.latent.numel() for layer in self.layers)
+        return {
+            "sparsity": self.sparsity,
+            "bits_per_weight": bits / elements,
+            "ratio": 32.0 * elements / max(bits, 1.0),
+            "focused_layers": float(self.focused_layers),
+        }
+
+    # state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+        return {
+            "sparsity_target": self.sparsity_target,
+            "fraction": self.fraction,
+            "layers": {
+                layer.site.name: {
+                    "latent": layer.latent.clone(),
+                    "mask": layer.mask.clone(),
+                    "alpha": None if layer.alpha is None else layer.alpha.clone(),
+                    "rounded_from": layer.rounded_from,
+                    "reason": layer.reason,
+                    "format": _plain(layer.format),
+                }
+                for layer in self.layers
+            },
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore and project.
+
+        Raises:
+            ValueError: the state is of other weights; the message names those that differ.
+        """
+        saved, mine = set(state["layers"]), {layer.site.name for layer in self.layers}
+        if saved != mine:
+            raise ValueError(f"the saved state is of other weights: {', '.join(sorted(saved ^ mine))}")
+        self.sparsity_target, self.fraction = state["sparsity_target"], state["fraction"]
+        for layer in self.layers:
+            entry = state["layers"][layer.site.name]
+            layer.latent.copy_(entry["latent"])
+            layer.mask = entry["mask"].to(layer.latent.device)
+            layer.alpha = None if entry["alpha"] is None else entry["alpha"].to(layer.latent.device)
+            layer.rounded_from, layer.reason = entry["rounded_from"], entry["reason"]
+            layer.format = _format(entry["format"])
+        self.project()
+        self.declare()
+
+
+def _entropy_bits(layer: Layer) -> float:
+    """Zero-order entropy of all elements of a weight; what isn't rounded yet takes 32 bits beside its position."""
+    weight = layer.site.parameter.detach()
+    if layer.declared() is None:
+        kept = weight != 0
+        return _entropy(torch.stack([kept.sum(), (~kept).sum()])) + 32.0 * float(kept.sum())
+    return _entropy(torch.unique(weight, return_counts=True)[1])
+
+
+def _entropy(counts: Tensor) -> float:
+    counts = counts[counts > 0].double()
+    return float((counts * (counts.sum().log2() - counts.log2())).sum())
+
+
+def _plain(number_format: NumberFormat | None) -> dict[str, Any] | None:
+    if number_format is None:
+        return None
+    values = {field.name: getattr(number_format, field.name) for field in fields(number_format) if field.init}
+    return {"class": type(number_format).__name__, **values}
+
+
+def _format(plain: Mapping[str, Any] | None) -> NumberFormat | None:
+    if plain is None:
+        return None
+    values = dict(plain)
+    return _FORMATS[values.pop("class")](**values)

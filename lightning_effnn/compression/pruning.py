@@ -1,0 +1,149 @@
+"""Which weights to keep: gradual magnitude pruning and dynamic network surgery.
+
+Both aim at a share of zeros. *Magnitude* keeps the largest weights (Zhu and Gupta, arXiv 1710.01878). *Dynamic network
+surgery* (Guo et al., NeurIPS 2016, arXiv 1608.04493) has two thresholds: below the lower one a weight is cut, above the
+higher one a cut weight is spliced back, in between it stays what it was, so that a weight cut by mistake returns
+once it has grown, and none flickers at the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_effnn.compression.sites import check_finite, weight_sites
+
+Method = Literal["dns", "magnitude"]
+Scope = Literal["global", "layer"]
+SPLICE = 1.1
+"""The higher threshold as a multiple of the lower one: 10 % of hysteresis."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What was pruned: per weight its number of elements and of zeros, by name."""
+
+    elements: Mapping[str, int]
+    zeros: Mapping[str, int]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among all elements."""
+        total = sum(self.elements.values())
+        return sum(self.zeros.values()) / total if total else 0.0
+
+    def layer_sparsity(self, name: str) -> float:
+        """Share of zeros of one weight."""
+        return self.zeros[name] / self.elements[name]
+
+
+def cubic_sparsity(final: float, progress: float, initial: float = 0.0) -> float:
+    """Sparsity at ``progress`` in [0, 1] of a gradual schedule: fast at first, slow at the end.
+
+    ``final + (initial - final) (1 - progress)^3`` (arXiv 1710.01878, equation 1).
+
+    >>> [round(cubic_sparsity(0.9, p), 3) for p in (0.0, 0.5, 1.0)]
+    [0.0, 0.787, 0.9]
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    return final + (initial - final) * (1.0 - progress) ** 3
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse what is no share of zeros.
+
+    Raises:
+        ValueError: outside [0, 1).
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity={sparsity!r}: a number of at least 0 and below 1 is needed")
+
+
+def update_masks(
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    sparsity: float,
+    method: Method = "dns",
+    scope: Scope = "global",
+) -> list[Tensor]:
+    """New masks of dense (latent) weights.
+
+    Args:
+        weights: any shapes; what would stand there if nothing were cut.
+        masks: present masks, bool, same shapes; read by ``dns``.
+        sparsity: share of weights to cut.
+        method: ``dns`` or ``magnitude``.
+        scope: one threshold for all weights, or one a layer.
+
+    Raises:
+        ValueError: an unknown method or scope, or a sparsity outside [0, 1).
+
+    >>> weight = torch.tensor([0.1, -0.2, 0.3, -0.4])
+    >>> update_masks([weight], [torch.ones(4, dtype=torch.bool)], 0.5)[0].tolist()
+    [False, False, True, True]
+    """
+    check_sparsity(sparsity)
+    for name, value, accepted in (("method", method, ("dns", "magnitude")), ("scope", scope, ("global", "layer"))):
+        if value not in accepted:
+            raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, accepted))} is needed")
+    sizes = [w.detach().abs() for w in weights]
+    if scope == "global":
+        threshold = _threshold(torch.cat([s.flatten() for s in sizes]), sparsity)
+        thresholds = [threshold] * len(sizes)
+    else:
+        thresholds = [_threshold(s.flatten(), sparsity) for s in sizes]
+    if method == "magnitude":
+        return [size > cut for size, cut in zip(sizes, thresholds, strict=True)]
+    return [
+        (size > cut) & (mask | (size > SPLICE * cut)) for size, mask, cut in zip(sizes, masks, thresholds, strict=True)
+    ]
+
+
+def _threshold(sizes: Tensor, sparsity: float) -> Tensor:
+    """Largest magnitude to cut; negative if nothing is to be."""
+    cut = round(sparsity * sizes.numel())
+    if cut == 0:
+        return sizes.new_tensor(-1.0)
+    return sizes.kthvalue(cut).values
+
+
+@torch.no_grad()
+def prune_model_(
+    model: nn.Module,
+    sparsity: float,
+    method: Method = "dns",
+    scope: Scope = "global",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> PruneReport:
+    """Set the smallest weights of a model to zero, in place, without training.
+
+    Without training nothing grows back, so both methods cut the same weights; zeros that are there stay.
+
+    Args:
+        model: any module; convolutions, linear and recurrent layers, embeddings and attention are pruned.
+        sparsity: share of zeros to reach, in [0, 1).
+        method, scope: see :func:`update_masks`.
+        include, exclude: patterns of parameter names or module class names, see :func:`weight_sites`.
+
+    Raises:
+        ValueError: sparsity outside [0, 1), no prunable weight, or a weight with NaN or infinity.
+
+    >>> model = nn.Linear(10, 10)
+    >>> round(prune_model_(model, 0.9).sparsity, 2), int((model.weight != 0).sum())
+    (0.9, 10)
+    """
+    sites = weight_sites(model, include, exclude)
+    check_finite(sites)
+    weights = [site.parameter for site in sites]
+    present = [w != 0 for w in weights]
+    for weight, mask in zip(weights, update_masks(weights, present, sparsity, method, scope), strict=True):
+        weight.mul_(mask)
+    return PruneReport(
+        {site.name: site.parameter.numel() for site in sites},
+        {site.name: int((site.parameter == 0).sum()) for site in sites},
+    )
