@@ -1,5 +1,6 @@
 """Callbacks to drop into a Lightning Trainer, of ``lightning`` or ``pytorch_lightning``."""
 
+from lightning_effnn.callbacks.focused_compression import FocusedCompression
 from lightning_effnn.callbacks.hardware_energy import HardwareEnergyMonitor
 
-__all__ = ["HardwareEnergyMonitor"]
+__all__ = ["FocusedCompression", "HardwareEnergyMonitor"]

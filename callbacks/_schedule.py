@@ -1,0 +1,67 @@
+"""When something happens in a fit: at a fraction of it, or at an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+Moment = float | int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """From ``start`` to ``end``; a float is a fraction of the fit, an int an epoch.
+
+    Raises:
+        ValueError: a fraction outside [0, 1], a negative epoch, or an end before its start.
+
+    >>> Schedule.of("prune", (0.1, 0.5)).progress(0.3, max_epochs=10)
+    0.5
+    >>> Schedule.of("prune", (2, 6)).progress(0.3, max_epochs=10)
+    0.25
+    """
+
+    name: str
+    start: Moment
+    end: Moment
+
+    @classmethod
+    def of(cls, name: str, window: Any) -> Schedule:
+        """From the pair that a user gives."""
+        try:
+            start, end = window
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}={window!r}: a pair (start, end) is needed") from None
+        for moment in (start, end):
+            epoch = isinstance(moment, int) and not isinstance(moment, bool)
+            if not (epoch and moment >= 0) and not (isinstance(moment, float) and 0.0 <= moment <= 1.0):
+                raise ValueError(
+                    f"{name}={window!r}: {moment!r} is neither a fraction of the fit (a float from 0 to 1)"
+                    " nor an epoch (an int of 0 or more)"
+                )
+        if type(start) is type(end) and end < start:
+            raise ValueError(f"{name}={window!r}: the end lies before the start")
+        return cls(name, start, end)
+
+    def fractions(self, max_epochs: int) -> tuple[float, float]:
+        """Start and end as fractions of the fit.
+
+        Raises:
+            MisconfigurationException: it does not fit into ``max_epochs``.
+        """
+        start, end = (m / max_epochs if isinstance(m, int) else m for m in (self.start, self.end))
+        if end > 1.0 or end < start:
+            raise MisconfigurationException(
+                f"{self.name}=({self.start}, {self.end}) does not fit into max_epochs={max_epochs}:"
+                " it has to begin before it ends and to end with the fit at the latest"
+            )
+        return start, end
+
+    def progress(self, done: float, max_epochs: int) -> float:
+        """Share of the window that has passed when ``done`` of the fit has; below 0 before it begins."""
+        start, end = self.fractions(max_epochs)
+        if done < start:
+            return -1.0
+        return 1.0 if done >= end else (done - start) / (end - start)

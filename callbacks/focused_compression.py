@@ -1,0 +1,256 @@
+"""Prune, then quantise to focused powers of two, while a network trains; write a small file at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_effnn.callbacks._reporting import log_figure, report_folder
+from lightning_effnn.callbacks._schedule import Moment, Schedule
+from lightning_effnn.compression import CompressionReport, Projector, round_others_, save_compressed
+from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
+
+FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
+"""Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
+PRUNING_STEPS = 100
+"""How often masks are chosen anew within the pruning window."""
+
+
+class FocusedCompression(Callback):
+    """Sparse weights as recentralised powers of two, and a file many times smaller than the fp32 weights.
+
+    In the window ``prune`` the share of zeros rises to ``sparsity``; in the window ``quantize`` a growing share of the
+    weights is rounded, and each layer's format is fitted anew; afterwards the formats stay and the network
+    settles on them. The optimiser moves latent weights throughout; between its steps the model *is* the
+    compressed network, so validation, checkpoints and other callbacks see what will be shipped. No parameter is
+    added to the model or to its optimisers.
+
+    Logged each epoch: ``compress/sparsity``, ``compress/bits_per_weight`` (zero-order entropy), ``compress/ratio``
+    (of fp32 weights to that), ``compress/focused_layers``.
+
+    Args:
+        sparsity: share of zeros to reach, in [0, 1); 0 leaves out pruning.
+        bits: of a weight's code, 3 to 7.
+        prune, quantize: windows ``(start, end)``; floats are fractions of the fit, ints epochs; None leaves out.
+        method: ``"dns"`` (cut weights may grow back) or ``"magnitude"``.
+        scope: one threshold for the whole network (``"global"``) or one a layer.
+        separation: from which separation of its two lobes on a layer is recentralised (paper: 2.0).
+        include, exclude: patterns of parameter names or class names.
+        export: path of the ``.effnn`` file written at the end of the fit; None writes none.
+        other: how biases, norms and running statistics are stored: ``"fp32"``, ``"fp16"`` or ``"int8"``; narrower ones
+            are rounded in the model at the end of the fit too, so that the file holds exactly the model.
+        prefix: first part of the logged keys.
+
+    Raises:
+        ValueError: an argument out of range, at construction; at the start of the fit, no prunable weight or a
+            weight with NaN or infinity.
+        MisconfigurationException: a window that doesn't fit the fit, a fit without end, an optimiser that evaluates the
+            loss several times a step (LBFGS), or a strategy that shards parameters.
+
+    Example:
+        >>> FocusedCompression(sparsity=0.9, bits=5, prune=(0.1, 0.5), quantize=(0.5, 0.9)).bits
+        5
+
+    Source: Zhao et al., "Focused Quantization for Sparse CNNs", NeurIPS 2019, arXiv 1903.03046.
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.8,
+        bits: int = 5,
+        prune: tuple[Moment, Moment] | None = (0.1, 0.5),
+        quantize: tuple[Moment, Moment] | None = (0.5, 0.9),
+        *,
+        method: Literal["dns", "magnitude"] = "dns",
+        scope: Literal["global", "layer"] = "global",
+        separation: float = 2.0,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        export: str | Path | None = None,
+        other: Literal["fp32", "fp16", "int8"] = "fp32",
+        prefix: str = "compress",
+    ) -> None:
+        check_sparsity(sparsity)
+        if not 3 <= bits <= 7:
+            raise ValueError(f"bits={bits!r}: 3 to 7 are needed: a component, a sign and at least one exponent")
+        for name, value, accepted in (
+            ("method", method, ("dns", "magnitude")),
+            ("scope", scope, ("global", "layer")),
+            ("other", other, ("fp32", "fp16", "int8")),
+        ):
+            if value not in accepted:
+                raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, accepted))} is needed")
+        self.sparsity, self.bits = sparsity, bits
+        self.prune = Schedule.of("prune", prune) if prune is not None and sparsity else None
+        self.quantize = Schedule.of("quantize", quantize) if quantize is not None else None
+        self.method, self.scope, self.separation = method, scope, separation
+        self.include, self.exclude = include, exclude
+        self.export, self.other, self.prefix = export, other, prefix
+        self.projector: Projector | None = None
+        self.report: CompressionReport | None = None
+        self._saved: dict[str, Any] | None = None
+        self._hooks: list[Any] = []
+        self._pruned = -1  # last of the PRUNING_STEPS done
+        self._rounded = -1  # last of the FRACTIONS done
+
+    @property
+    def state_key(self) -> str:
+        """Fixed by the prefix."""
+        return f"{type(self).__name__}[{self.prefix}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Latent weights, masks, formats, and how far the schedule has come."""
+        projector = self._saved if self.projector is None else self.projector.state_dict()
+        return {"projector": projector, "pruned": self._pruned, "rounded": self._rounded}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the model is there."""
+        self._saved = state_dict["projector"]
+        self._pruned, self._rounded = state_dict["pruned"], state_dict["rounded"]
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse early what cannot work."""
+        if stage != "fit":
+            return
+        strategy = type(trainer.strategy).__name__
+        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
+            raise MisconfigurationException(
+                f"FocusedCompression needs whole weights, and {strategy} shards them: use DDP or one device"
+            )
+        epochs = trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise MisconfigurationException("FocusedCompression has windows in a fit: it needs max_epochs")
+        for window in (self.prune, self.quantize):
+            if window is not None:
+                window.fractions(epochs)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the latent weights out of the model; say what is taken."""
+        for optimizer in trainer.optimizers:
+            if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "LBFGS":
+                raise MisconfigurationException("FocusedCompression cannot follow LBFGS, which steps within its step")
+        self.projector = Projector(
+            pl_module,
+            include=self.include,
+            exclude=self.exclude,
+            method=self.method,
+            scope=self.scope,
+            bits=self.bits,
+            separation=self.separation,
+        )
+        if self._saved is not None:
+            self.projector.load_state_dict(self._saved)
+            self._saved = None
+        names = [layer.site.name for layer in self.projector.layers]
+        rank_zero_info(f"FocusedCompression takes {len(names)} weights: {', '.join(names)}")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Follow each step of each optimiser."""
+        for optimizer in trainer.optimizers:
+            hook = getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._after_step)
+            self._hooks.append(hook)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Put the latent weights back, for the optimiser to move."""
+        assert self.projector is not None
+        if self.projector.projected:
+            self.projector.learn_alpha(optimizer.param_groups[0]["lr"])
+        self.projector.restore()
+
+    def _after_step(self, *_: Any) -> None:
+        assert self.projector is not None
+        self.projector.capture()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Go on with the schedule."""
+        assert self.projector is not None
+        self.projector.capture()  # where a scaler has skipped the step
+        done = self._done(trainer, batch_idx)
+        if self.prune is not None:
+            passed = self.prune.progress(done, trainer.max_epochs)
+            self._prune_to(math.floor(passed * PRUNING_STEPS))
+        if self.quantize is not None:
+            passed = self.quantize.progress(done, trainer.max_epochs)
+            self._round_to(min(math.floor(passed * len(FRACTIONS)), len(FRACTIONS) - 1))
+
+    def _prune_to(self, step: int) -> None:
+        if step > self._pruned:
+            self._pruned = step
+            self.projector.prune(cubic_sparsity(self.sparsity, step / PRUNING_STEPS))  # type: ignore[union-attr]
+
+    def _round_to(self, step: int) -> None:
+        if step > self._rounded:
+            self._rounded = step
+            self.projector.quantize(FRACTIONS[step])  # type: ignore[union-attr]
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log how small it has become."""
+        assert self.projector is not None
+        figures = self.projector.figures()
+        for name, value in figures.items():
+            pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Settle on the formats, write the file and the figure."""
+        assert self.projector is not None
+        if self.prune is not None:  # a fit that was stopped early is compressed as asked for all the same
+            self._prune_to(PRUNING_STEPS)
+        if self.quantize is not None:
+            self._round_to(len(FRACTIONS) - 1)
+        self.projector.finish()
+        if self.export is not None:
+            self.save(pl_module, self.export, write=trainer.is_global_zero)
+        self._figure(trainer)
+        self._release()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the model usable: with its projected weights."""
+        if self.projector is not None:
+            self.projector.capture()
+        self._release()
+
+    def save(self, pl_module: Any, path: str | Path, *, write: bool = True) -> None:
+        """Write the compressed network now, and give the model the values that the file holds.
+
+        Args:
+            pl_module: the model in training.
+            path: of the ``.effnn`` file.
+            write: False on all processes but one.
+        """
+        assert self.projector is not None
+        if write:
+            self.report = save_compressed(pl_module, path, other=self.other)
+            rank_zero_info(
+                f"{path}: {self.report.bytes:,} bytes, {self.report.ratio:.1f} times smaller than fp32,"
+                f" {self.report.bits_per_weight:.2f} bits a weight"
+            )
+        round_others_(pl_module, self.other, exclude=[layer.site.parameter for layer in self.projector.layers])
+
+    def _done(self, trainer: Any, batch_idx: int) -> float:
+        """Fraction of the fit that has passed."""
+        batches = trainer.num_training_batches
+        if math.isinf(batches):
+            return float((trainer.current_epoch + 1) / trainer.max_epochs)
+        return float((trainer.current_epoch * batches + batch_idx + 1) / (trainer.max_epochs * batches))
+
+    def _figure(self, trainer: Any) -> None:
+        assert self.projector is not None
+        try:
+            from lightning_effnn.compression.plots import weight_figure
+
+            figure = weight_figure(self.projector)
+        except ImportError as error:
+            rank_zero_info(f"FocusedCompression: no figure: {error}")
+            return
+        log_figure(trainer, f"{self.prefix}/weights", figure, report_folder(trainer, None))
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
