@@ -180,14 +180,18 @@ class FocusedCompression(Callback):
             self._round_to(min(math.floor(passed * len(FRACTIONS)), len(FRACTIONS) - 1))
 
     def _prune_to(self, step: int) -> None:
+        assert self.projector is not None
         if step > self._pruned:
             self._pruned = step
-            self.projector.prune(cubic_sparsity(self.sparsity, step / PRUNING_STEPS))  # type: ignore[union-attr]
+            self.projector.prune(cubic_sparsity(self.sparsity, step / PRUNING_STEPS))
+            if step >= PRUNING_STEPS:
+                self.projector.settle()
 
     def _round_to(self, step: int) -> None:
+        assert self.projector is not None
         if step > self._rounded:
             self._rounded = step
-            self.projector.quantize(FRACTIONS[step])  # type: ignore[union-attr]
+            self.projector.quantize(FRACTIONS[step])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how small it has become."""

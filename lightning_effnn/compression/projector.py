@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn.compression.focus import focus
-from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, update_masks
+from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds, update_masks
 from lightning_effnn.compression.sites import Site, check_finite, weight_sites
 from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
 
@@ -100,7 +100,7 @@ class Projector:
             Layer(site, site.parameter.detach().clone(), torch.ones_like(site.parameter, dtype=torch.bool))
             for site in sites
         ]
-        self.sparsity_target = 0.0
+        self._thresholds: list[Tensor] = []
         self.fraction = 0.0
         self.projected = True
 
@@ -122,6 +122,11 @@ class Projector:
             torch._foreach_copy_(
                 [layer.latent for layer in self.layers], [layer.site.parameter for layer in self.layers]
             )
+            for layer, threshold in zip(self.layers, self._thresholds, strict=False):
+                if self.method == "dns":  # at once: a cut weight moves on unopposed, and would return too large
+                    layer.mask = cut_and_splice(layer.latent, layer.mask, threshold)
+                else:  # what is cut stays cut: nothing is kept of it
+                    layer.latent.masked_fill_(~layer.mask, 0.0)
             self.project()
 
     @torch.no_grad()
@@ -157,7 +162,10 @@ class Projector:
 
     @torch.no_grad()
     def prune(self, sparsity: float) -> None:
-        """Choose the masks anew for a share of zeros, and project."""
+        """Choose the masks anew for a share of zeros, and project.
+
+        From now on, surgery goes on at each step with the thresholds found here, until :meth:`settle`.
+        """
         check_sparsity(sparsity)
         self.capture()
         latents, masks = [layer.latent for layer in self.layers], [layer.mask for layer in self.layers]
@@ -165,8 +173,12 @@ class Projector:
             self.layers, update_masks(latents, masks, sparsity, self.method, self.scope), strict=True
         ):
             layer.mask = mask
-        self.sparsity_target = sparsity
+        self._thresholds = thresholds(latents, sparsity, self.scope)
         self.project()
+
+    def settle(self) -> None:
+        """Keep the masks as they are from now on."""
+        self._thresholds = []
 
     @torch.no_grad()
     def quantize(self, fraction: float) -> None:
@@ -242,7 +254,7 @@ class Projector:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""
         return {
-            "sparsity_target": self.sparsity_target,
+            "thresholds": [threshold.clone() for threshold in self._thresholds],
             "fraction": self.fraction,
             "layers": {
                 layer.site.name: {
@@ -267,7 +279,7 @@ class Projector:
         saved, mine = set(state["layers"]), {layer.site.name for layer in self.layers}
         if saved != mine:
             raise ValueError(f"the saved state is of other weights: {', '.join(sorted(saved ^ mine))}")
-        self.sparsity_target, self.fraction = state["sparsity_target"], state["fraction"]
+        self._thresholds, self.fraction = list(state["thresholds"]), state["fraction"]
         for layer in self.layers:
             entry = state["layers"][layer.site.name]
             layer.latent.copy_(entry["latent"])

@@ -87,20 +87,33 @@ def update_masks(
     [False, False, True, True]
     """
     check_sparsity(sparsity)
-    for name, value, accepted in (("method", method, ("dns", "magnitude")), ("scope", scope, ("global", "layer"))):
-        if value not in accepted:
-            raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, accepted))} is needed")
-    sizes = [w.detach().abs() for w in weights]
-    if scope == "global":
-        threshold = _threshold(torch.cat([s.flatten() for s in sizes]), sparsity)
-        thresholds = [threshold] * len(sizes)
-    else:
-        thresholds = [_threshold(s.flatten(), sparsity) for s in sizes]
-    if method == "magnitude":
-        return [size > cut for size, cut in zip(sizes, thresholds, strict=True)]
+    cuts = thresholds(weights, sparsity, scope)
+    if method not in ("dns", "magnitude"):
+        raise ValueError(f"method={method!r}: one of 'dns', 'magnitude' is needed")
     return [
-        (size > cut) & (mask | (size > SPLICE * cut)) for size, mask, cut in zip(sizes, masks, thresholds, strict=True)
+        cut_and_splice(weight, mask, cut) if method == "dns" else weight.detach().abs() > cut
+        for weight, mask, cut in zip(weights, masks, cuts, strict=True)
     ]
+
+
+def thresholds(weights: Sequence[Tensor], sparsity: float, scope: Scope = "global") -> list[Tensor]:
+    """Largest magnitude to cut of each weight, scalars; negative where nothing is to be cut.
+
+    Raises:
+        ValueError: an unknown scope.
+    """
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope={scope!r}: one of 'global', 'layer' is needed")
+    sizes = [weight.detach().abs().flatten() for weight in weights]
+    if scope == "global":
+        return [_threshold(torch.cat(sizes), sparsity)] * len(sizes)
+    return [_threshold(size, sparsity) for size in sizes]
+
+
+def cut_and_splice(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
+    """The surgery of one step: cut below the threshold, splice back above :data:`SPLICE` times it."""
+    size = weight.detach().abs()
+    return (size > threshold) & (mask | (size > SPLICE * threshold))
 
 
 def _threshold(sizes: Tensor, sparsity: float) -> Tensor:

@@ -62,7 +62,14 @@ TASKS = {
         dense_epochs=20,
         epochs=30,
         optimizer={"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4},
-        compression={"sparsity": 0.99, "bits": 5, "prune": (0.0, 0.6), "quantize": (0.6, 0.8), "other": "int8"},
+        compression={
+            "sparsity": 0.992,
+            "bits": 4,
+            "prune": (0.05, 0.55),
+            "quantize": (0.6, 0.7),
+            "method": "magnitude",
+            "other": "int8",
+        },
     ),
     "resnet20": Task(
         _resnet20,
@@ -81,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--task", choices=sorted(TASKS), default="lenet5")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--sparsity", type=float, help="other than the task's own")
     parser.add_argument("--bits", type=int, help="other than the task's own")
     parser.add_argument("--epochs", type=int, help="of the compressed fit, other than the task's own")
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows: list[Row] = json.loads(args.out.read_text()) if args.out.exists() else []
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         dense = _run(
             rows, args.out, {"task": args.task, "seed": seed, "epochs": dense_epochs, "kind": "dense"}, task, {}
         )

@@ -50,6 +50,35 @@ def test_the_optimizer_moves_latent_weights_by_the_gradient_of_the_projection():
         assert (layer.site.parameter.grad[~layer.mask] != 0).any()  # cut weights can grow back
 
 
+def test_with_magnitude_what_is_cut_stays_cut():
+    model = net()
+    projector = Projector(model, method="magnitude")
+    projector.prune(0.5)
+    masks = [layer.mask for layer in projector.layers]
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    for _ in range(3):
+        step(model, projector, optimizer)
+    projector.prune(0.6)
+    for before, layer in zip(masks, projector.layers, strict=True):
+        assert not (layer.mask & ~before).any()
+        assert (layer.latent[~before] == 0).all()
+
+
+def test_surgery_goes_on_at_each_step_until_masks_settle():
+    model = net()
+    projector = Projector(model, method="dns")
+    projector.prune(0.8)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    before = [layer.mask.clone() for layer in projector.layers]
+    step(model, projector, optimizer)
+    grown = [layer.mask & ~mask for layer, mask in zip(projector.layers, before, strict=True)]
+    assert any(g.any() for g in grown)
+    projector.settle()
+    settled = [layer.mask.clone() for layer in projector.layers]
+    step(model, projector, optimizer)
+    assert all(torch.equal(layer.mask, mask) for layer, mask in zip(projector.layers, settled, strict=True))
+
+
 def test_the_model_keeps_its_structure_and_gains_no_parameters():
     model = net()
     names = list(model.state_dict())
