@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_effnn.compression import focus_model_, load_compressed, save_compressed
+from lightning_effnn.compression.finish import Other
 from lightning_effnn.data import MNISTDataModule
 from lightning_effnn.data._lookup import find_file
 from lightning_effnn.modules import LeNet5
@@ -65,7 +66,7 @@ def _pruned() -> LeNet5:
     return net.eval()
 
 
-def _compress(net: LeNet5, data: MNISTDataModule, bits: int, separation: float, other: str) -> Row:
+def _compress(net: LeNet5, data: MNISTDataModule, bits: int, separation: float, other: Other) -> Row:
     focused = copy.deepcopy(net)
     layers = focus_model_(focused, bits=bits, separation=separation)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,8 +84,11 @@ def _compress(net: LeNet5, data: MNISTDataModule, bits: int, separation: float, 
 
 @torch.no_grad()
 def _accuracy(net: LeNet5, data: MNISTDataModule) -> float:
-    right = [(net(images).argmax(1) == labels).sum() for images, labels in data.test_dataloader()]
-    return float(sum(right)) / len(data.test_dataloader().dataset)  # type: ignore[arg-type]
+    right = total = 0
+    for images, labels in data.test_dataloader():
+        right += int((net(images).argmax(1) == labels).sum())
+        total += len(labels)
+    return right / total
 
 
 def _table(rows: Sequence[Row], base: float) -> Table:
