@@ -141,17 +141,7 @@ def test_it_works_under_pytorch_lightning():
     assert trainer.callback_metrics["hw/energy_uJ"] == pytest.approx(monitor.report.energy_uJ, rel=1e-5)
 
 
-class Breaks(PlModule):
-    broken = True
-
-    def training_step(self, batch, batch_idx):
-        if self.broken:
-            self.net(batch[0])
-            raise RuntimeError("my own words")
-        return super().training_step(batch, batch_idx)
-
-
-class LBreaks(L.LightningModule):
+class Breaks(L.LightningModule):
     broken = True
 
     def __init__(self):
@@ -172,7 +162,7 @@ def test_an_exception_in_the_traced_batch_comes_out_and_leaves_nothing_open():
     from torch.nn.modules import module as hooks
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-    model, monitor = LBreaks(), HardwareEnergyMonitor(stage="train")
+    model, monitor = Breaks(), HardwareEnergyMonitor(stage="train")
     before = len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks)
     with pytest.raises(RuntimeError, match="my own words"):
         fit([monitor], model, val=False)

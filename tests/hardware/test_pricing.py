@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_effnn.formats import FixedPoint
 from lightning_effnn.hardware import Accelerator, CostReport, EnergyModel, Operation, Zeros, estimate_layers
 from lightning_effnn.hardware.cost import _price
 from lightning_effnn.hardware.mapping import map_layers
@@ -150,4 +149,3 @@ def test_a_report_of_nothing_is_all_zero():
     report = estimate_layers([], "tpu_like")
     assert isinstance(report, CostReport)
     assert (report.energy_uJ, report.macs, report.rows()) == (0, 0, [])
-    assert FixedPoint(8).bits == 8
