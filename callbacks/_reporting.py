@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning_effnn._files import write_whole
 
 
 def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
@@ -27,7 +28,7 @@ def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Pa
         writer = csv.DictWriter(text_file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
-        write_beside(folder / f"{_file_name(key)}.csv", lambda path: path.write_text(text_file.getvalue()))
+        write_whole(folder / f"{_file_name(key)}.csv", lambda path: path.write_text(text_file.getvalue()))
 
 
 def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None:
@@ -40,7 +41,7 @@ def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None
         elif _is(logger, "TensorBoardLogger"):
             logger.experiment.add_figure(key, figure, trainer.global_step, close=False)
     if folder is not None:
-        write_beside(folder / f"{_file_name(key)}.png", lambda path: figure.savefig(path, dpi=120))
+        write_whole(folder / f"{_file_name(key)}.png", lambda path: figure.savefig(path, dpi=120))
 
 
 def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
@@ -51,17 +52,6 @@ def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
         if _is(logger, "CSVLogger"):
             return Path(logger.log_dir)
     return None
-
-
-def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _is(logger: Any, name: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_effnn._files import write_whole
 from lightning_effnn.cli._errors import UsageError
 from lightning_effnn.compression.artifact import inspect_compressed, load_compressed, read_info
 from lightning_effnn.compression.errors import ArtifactError
@@ -35,7 +34,8 @@ def inspect(path: str, *, console: Console, plot: str | None = None) -> None:
         console.print(f"{key}: {value}", markup=False, soft_wrap=True)
     if plot:
         try:
-            _write_figure(level_figure(report, state), Path(plot).expanduser())
+            figure = level_figure(report, state)
+            write_whole(Path(plot).expanduser(), lambda beside: figure.savefig(beside, dpi=120))
         except (OSError, ImportError, ValueError) as error:
             raise UsageError(str(error)) from error
         console.print(f"figure: {plot}", markup=False, soft_wrap=True)
@@ -56,15 +56,7 @@ def decompress(path: str, output: str, *, force: bool = False) -> str:
     # safetensors refuses tensors that share memory: each tied one is written out.
     whole = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            save_file(whole, beside, metadata={"format": "pt", **metadata})
-            os.chmod(beside, 0o644)
-            os.replace(beside, target)
-        finally:
-            Path(beside).unlink(missing_ok=True)
+        write_whole(target, lambda beside: save_file(whole, beside, metadata={"format": "pt", **metadata}))
     except OSError as error:
         raise UsageError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
     return f"{len(state)} tensors, {target.stat().st_size:,} bytes: {target}"
@@ -118,13 +110,3 @@ def _draw_levels(axes: Any, tensor: TensorSize, values: Tensor) -> None:
     )
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _write_figure(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        figure.savefig(beside, dpi=120)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

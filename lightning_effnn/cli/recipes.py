@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightning_effnn._files import write_whole
 from lightning_effnn.cli._errors import UsageError, unknown_name
 
 
@@ -89,20 +88,7 @@ def copy_recipe(name: str, destination: str, *, force: bool = False) -> Path:
     if target.exists() and not force:
         raise UsageError(f"{str(target)!r} exists: choose another name, or overwrite it with --force")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_beside_then_rename(recipe.path, target)
+        write_whole(target, lambda beside: shutil.copyfile(recipe.path, beside))
     except OSError as error:
         raise UsageError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
     return target
-
-
-def _write_beside_then_rename(source: Path, target: Path) -> None:
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        shutil.copyfile(source, beside)
-        os.chmod(beside, 0o644)
-        os.replace(beside, target)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from typing import Any
 
 import torch
 
+from lightning_effnn._files import write_whole
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.streams import Reader, varint
 
@@ -101,7 +100,7 @@ def write_container(path: Path, container: Container) -> int:
     )
     whole = struct.pack("<Q", len(head)) + head + body
     whole += struct.pack("<I", zlib.crc32(whole))
-    write_whole(path, whole)
+    write_whole(path, lambda beside: beside.write_bytes(whole))
     return len(whole)
 
 
@@ -119,22 +118,6 @@ def read_container(path: Path) -> Container:
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     return Container(entries, metadata, len(data))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 def _json(value: Any) -> bytes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lightning_effnn._files import write_whole
 
 if TYPE_CHECKING:
     from lightning_effnn.hardware.report import CostReport
@@ -55,8 +56,5 @@ def cost_figure(report: CostReport, depth: int = 2) -> Any:
 
 def stacked_bars(report: CostReport, path: str | Path, depth: int = 2) -> None:
     """Write :func:`cost_figure` to a file, whole or not at all; the suffix chooses the format."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
-    cost_figure(report, depth).savefig(beside, dpi=120)
-    os.replace(beside, path)
+    figure = cost_figure(report, depth)
+    write_whole(path, lambda beside: figure.savefig(beside, dpi=120))

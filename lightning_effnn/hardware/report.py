@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_effnn._files import write_whole
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
 from lightning_effnn.hardware.operation import Operation
@@ -194,11 +194,7 @@ class CostReport:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["name"])
         writer.writeheader()
         writer.writerows(rows)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(text.getvalue())
-        os.replace(beside, path)
+        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
 
     def plot(self, path: str | Path, depth: int = 2) -> None:
         """Stacked bars of energy a module, coloured by where it goes. Needs the extra ``plots``."""

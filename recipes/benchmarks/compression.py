@@ -27,6 +27,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from lightning_effnn import hardware
+from lightning_effnn._files import write_whole
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.compression import load_compressed
 from lightning_effnn.data import CIFAR10DataModule, MNISTDataModule
@@ -146,10 +147,7 @@ def _run(rows: list[Row], out: Path, key: Row, task: Task, settings: Row) -> Row
     row["energy_uJ"] = _energy(model, data)
     row["minutes"] = (time.perf_counter() - start) / 60
     rows.append(row)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_suffix(".part")
-    beside.write_text(json.dumps(rows, indent=1) + "\n")
-    beside.replace(out)
+    write_whole(out, lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
     return row
 
 

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -136,9 +136,8 @@ def test_it_works_with(settings):
 
 
 def test_weight_averaging_ends_compressed():
-    averaging = pytest.importorskip("lightning.pytorch.callbacks").EMAWeightAveraging
     callback = compression()
-    fit([averaging(), callback])
+    fit([EMAWeightAveraging(), callback])
     assert all(len(layer.site.parameter.unique()) <= 19 for layer in callback.projector.layers)
 
 

@@ -167,7 +167,6 @@ def test_traceback_on_request(recipe):
 
 
 def test_unknown_accelerator_lists_the_presets(recipe, capsys):
-    pytest.importorskip("lightning_effnn.callbacks", exc_type=ImportError)
     monitor = "--trainer.callbacks=lightning_effnn.callbacks.HardwareEnergyMonitor"
     assert main(["run", recipe, monitor, "--trainer.callbacks.accelerator=eyeris"]) == 2
     assert "eyeriss_like" in capsys.readouterr().err
