@@ -12,13 +12,13 @@
 True
 """
 
+from lightning_effnn.compression.activations import quantize_activations_
 from lightning_effnn.compression.artifact import inspect_compressed, load_compressed, read_info, save_compressed
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.finish import bake_, round_others_
 from lightning_effnn.compression.focus import Focused, LayerFocus, focus, focus_model_
 from lightning_effnn.compression.projector import Projector
 from lightning_effnn.compression.pruning import PruneReport, prune_model_
-from lightning_effnn.compression.sites import Site, weight_sites
 from lightning_effnn.compression.size_report import CompressionReport
 
 __all__ = [
@@ -28,15 +28,14 @@ __all__ = [
     "LayerFocus",
     "Projector",
     "PruneReport",
-    "Site",
     "bake_",
     "focus",
     "focus_model_",
     "inspect_compressed",
     "load_compressed",
     "prune_model_",
+    "quantize_activations_",
     "read_info",
     "round_others_",
     "save_compressed",
-    "weight_sites",
 ]

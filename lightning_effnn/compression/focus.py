@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_effnn.compression.mixture import Mixture, Points, fit_mixture
-from lightning_effnn.compression.sites import check_finite, weight_sites
 from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
 from lightning_effnn.formats.recentralized import MAX_BITS, MIN_BITS
+from lightning_effnn.quantization.sites import check_finite, weight_sites
 
 Assignment = Literal["hard", "sampled"]
 Alpha = Literal["fit", "one"]

@@ -4,6 +4,11 @@ Both aim at a share of zeros. *Magnitude* keeps the largest weights (Zhu and Gup
 surgery* (Guo et al., NeurIPS 2016, arXiv 1608.04493) has two thresholds: below the lower one a weight is cut, above the
 higher one a cut weight is spliced back, in between it stays what it was, so that a weight cut by mistake returns
 once it has grown, and none flickers at the threshold.
+
+The *scope* says what is compared: magnitudes within each ``"layer"``, which then all get the same share of zeros;
+magnitudes of the whole network (``"global"``); or, over the whole network, each square's share in the squares of
+its layer that are no smaller (``"lamp"``: Lee et al., ICLR 2021, arXiv 2010.07611), which cuts small
+layers less and large ones more.
 """
 
 from __future__ import annotations
@@ -15,10 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_effnn.compression.sites import check_finite, weight_sites
+from lightning_effnn.quantization.sites import check_finite, weight_sites
 
 Method = Literal["dns", "magnitude"]
-Scope = Literal["global", "layer"]
+Scope = Literal["lamp", "global", "layer"]
 SPLICE = 1.1
 """The higher threshold as a multiple of the lower one: 10 % of hysteresis."""
 
@@ -77,7 +82,7 @@ def update_masks(
         masks: present masks, bool, same shapes; read by ``dns``.
         sparsity: share of weights to cut.
         method: ``dns`` or ``magnitude``.
-        scope: one threshold for all weights, or one a layer.
+        scope: ``lamp``, ``global`` or ``layer``, see the head of this module.
 
     Raises:
         ValueError: an unknown method or scope, or a sparsity outside [0, 1).
@@ -102,12 +107,27 @@ def thresholds(weights: Sequence[Tensor], sparsity: float, scope: Scope = "globa
     Raises:
         ValueError: an unknown scope.
     """
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope={scope!r}: one of 'global', 'layer' is needed")
+    if scope not in ("lamp", "global", "layer"):
+        raise ValueError(f"scope={scope!r}: one of 'lamp', 'global', 'layer' is needed")
     sizes = [weight.detach().abs().flatten() for weight in weights]
+    if scope == "layer":
+        return [_threshold(size, sparsity) for size in sizes]
     if scope == "global":
         return [_threshold(torch.cat(sizes), sparsity)] * len(sizes)
-    return [_threshold(size, sparsity) for size in sizes]
+    ordered = [size.sort().values for size in sizes]
+    scores = [_lamp_scores(size) for size in ordered]
+    cut = _threshold(torch.cat(scores), sparsity)
+    return [
+        size[count - 1] if (count := int((score <= cut).sum())) else size.new_tensor(-1.0)
+        for size, score in zip(ordered, scores, strict=True)
+    ]
+
+
+def _lamp_scores(ordered: Tensor) -> Tensor:
+    """Each square's share in the sum of the squares from it on; of magnitudes in ascending order."""
+    squares = ordered.double().square()
+    no_smaller = squares.flip(0).cumsum(0).flip(0)
+    return squares / no_smaller.clamp(min=torch.finfo(torch.float64).tiny)  # zeros score 0
 
 
 def cut_and_splice(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:

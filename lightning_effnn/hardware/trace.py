@@ -30,16 +30,16 @@ a loss operation) are kept with phase ``"loss"`` and not counted in :attr:`Trace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_effnn.formats import NumberFormat
 from lightning_effnn.formats.declared import declared_parameters
+from lightning_effnn.formats.tagging import listeners
 from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.tracing.batch import inspect_batch
 from lightning_effnn.hardware.tracing.dispatch import TraceMode
@@ -49,9 +49,7 @@ from lightning_effnn.hardware.tracing.modules import Frame, ModuleStack
 from lightning_effnn.hardware.tracing.recorder import Recorder, StoredWeight
 from lightning_effnn.hardware.tracing.run import check_initialised, run_once, show_all
 
-__all__ = ["LeafCall", "StoredWeight", "Trace", "Tracer", "simulated", "tag", "trace"]
-
-_OPEN: list[Tracer] = []
+__all__ = ["LeafCall", "StoredWeight", "Trace", "Tracer", "trace"]
 
 
 @dataclass(frozen=True)
@@ -172,8 +170,8 @@ class Tracer:
             show_all(stack)
             modules.enter(stack)
             stack.enter_context(self._mode)
-            _OPEN.append(self)
-            stack.callback(_OPEN.remove, self)
+            listeners.append(self._mode)
+            stack.callback(listeners.remove, self._mode)
             self._stack = stack.pop_all()
         return self
 
@@ -252,47 +250,3 @@ def trace(
     tracer = Tracer(model, batch_size, (inputs, kwargs), batch_dim=batch_dim)
     run_once(tracer, model, inputs, kwargs, training, loss)
     return tracer.trace
-
-
-def tag(tensor: Tensor, number_format: NumberFormat) -> Tensor:
-    """Declare how the values of ``tensor`` are stored, and return it; nothing happens when no trace is open.
-
-    The tag belongs to the memory: views carry it, copies and gathers hand it on, writing in place ends it.
-
-    Args:
-        tensor: any tensor, a parameter too.
-        number_format: how its values are stored.
-
-    Example:
-        >>> import torch
-        >>> from lightning_effnn.formats import FixedPoint
-        >>> tag(torch.ones(2), FixedPoint(8))
-        tensor([1., 1.])
-    """
-    for tracer in _OPEN:
-        tracer._recorder.tag(tensor, number_format)
-    return tensor
-
-
-@contextmanager
-def simulated() -> Iterator[None]:
-    """Mark operations that only simulate what the chip does by itself (rounding to a grid).
-
-    They are not recorded; what they compute counts as written by whoever wrote their input.
-
-    Example:
-        >>> import torch
-        >>> model = nn.Linear(2, 2)
-        >>> with Tracer(model) as tracer, simulated():
-        ...     _ = torch.ones(3).round()
-        >>> tracer.trace.operations
-        ()
-    """
-    modes = [tracer._mode for tracer in _OPEN]
-    for mode in modes:
-        mode.simulated += 1
-    try:
-        yield
-    finally:
-        for mode in modes:
-            mode.simulated -= 1

@@ -12,7 +12,7 @@ def net():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10))
 
 
-@given(st.floats(0, 0.99), st.sampled_from(["dns", "magnitude"]), st.sampled_from(["global", "layer"]))
+@given(st.floats(0, 0.99), st.sampled_from(["dns", "magnitude"]), st.sampled_from(["lamp", "global", "layer"]))
 @settings(max_examples=30, deadline=None)
 def test_the_asked_share_is_cut(sparsity, method, scope):
     model = net()
@@ -55,6 +55,32 @@ def test_surgery_keeps_a_cut_weight_cut_until_it_is_clearly_larger():
     ]
 
 
+def test_lamp_scores_are_shares_of_the_squares_that_are_no_smaller():
+    # by hand; the largest of each layer scores 1
+    first, second = torch.tensor([3.0, -1.0, 4.0, 2.0]), torch.tensor([0.5, 5.0])
+    scores = {3.0: 9 / 25, -1.0: 1 / 30, 4.0: 1.0, 2.0: 4 / 29, 0.5: 0.25 / 25.25, 5.0: 1.0}
+    for cut in range(5):
+        lost = sorted(scores, key=lambda value: scores[value])[:cut]
+        masks = update_masks(
+            [first, second], [torch.ones(4, dtype=torch.bool), torch.ones(2, dtype=torch.bool)], cut / 6, "magnitude",
+            "lamp",
+        )  # fmt: skip
+        kept = torch.cat([first, second])[torch.cat(masks)].tolist()
+        assert sorted(kept) == sorted(set(scores) - set(lost))
+
+
+def test_lamp_ignores_the_scale_of_a_layer_and_leaves_small_layers_denser():
+    large, small = torch.randn(20000), torch.randn(200)
+    kept = []
+    for scale in (1.0, 0.01):
+        masks = update_masks(
+            [large, small * scale], [torch.ones(n, dtype=torch.bool) for n in (20000, 200)], 0.99, "dns", "lamp"
+        )
+        kept.append([int(mask.sum()) for mask in masks])
+    assert kept[0] == kept[1]
+    assert kept[0][1] / 200 > 3 * kept[0][0] / 20000
+
+
 def test_a_global_threshold_cuts_layers_of_small_weights_more():
     small, large = torch.randn(1000) * 0.1, torch.randn(1000)
     masks = update_masks([small, large], [torch.ones(1000, dtype=torch.bool)] * 2, 0.5)
@@ -74,7 +100,7 @@ def test_an_unknown_choice_is_named(key, value):
 
 
 def test_a_model_without_weights_is_refused():
-    with pytest.raises(ValueError, match="no prunable weight"):
+    with pytest.raises(ValueError, match="no weight to prune or quantise"):
         prune_model_(nn.BatchNorm2d(3), 0.5)
 
 

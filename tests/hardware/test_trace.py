@@ -8,7 +8,8 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from lightning_effnn.formats import BF16, FP32, FixedPoint, Ternary
-from lightning_effnn.hardware.trace import Tracer, simulated, tag, trace
+from lightning_effnn.formats.tagging import simulated, tag
+from lightning_effnn.hardware.trace import Tracer, trace
 
 INT8 = FixedPoint(8)
 

@@ -17,6 +17,7 @@ from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
 from torch._C._autograd import _get_sequence_nr
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import Phase
 from lightning_effnn.hardware.tracing import (  # noqa: F401 (they register their handlers)
     handlers_attention,
@@ -60,6 +61,10 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.simulated = 0
         self._paused = False
         self._origins: dict[int, str] = {}  # module of each autograd node, by its sequence number
+
+    def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
+        """Note how ``tensor`` is stored."""
+        self.recorder.tag(tensor, number_format)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,8 +1,9 @@
-"""Which weights of a model can be pruned and quantised."""
+"""Which tensors of a model can be pruned and quantised: weights, and what goes into the modules that own them."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_AGGREGATION = "aggr_module"
 _LOOKED_FOR = (
     "Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, Linear and other classes whose name ends in Linear, "
     "Bilinear, Embedding, EmbeddingBag, MultiheadAttention, RNN, LSTM, GRU and their cells"
@@ -80,15 +82,7 @@ def weight_sites(
     ['3.weight']
     """
     include, exclude = _patterns("include", include, model), _patterns("exclude", exclude, model)
-    lazy = [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if any(is_lazy(p) for p in module.parameters(recurse=False))
-    ]
-    if lazy:
-        raise ValueError(
-            f"the model has lazy modules that are not initialised ({', '.join(lazy)}): run one batch through it first"
-        )
+    _check_initialised(model)
     found: dict[int, Site] = {}
     labels: dict[int, set[str]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -104,15 +98,85 @@ def weight_sites(
                     first.name, first.module, first.parameter_name, first.axis, (*first.names, name)
                 )
             labels.setdefault(id(parameter), set()).update((name, prefix, type(module).__name__))
-    sites = [
-        site
-        for key, site in found.items()
-        if (include is None or _matches(labels[key], include)) and not _matches(labels[key], exclude or ())
-    ]
+    sites = [site for key, site in found.items() if _chosen(labels[key], include, exclude)]
     if not sites:
         chosen = f" with include={include}, exclude={exclude}" if include or exclude else ""
-        raise ValueError(f"{type(model).__name__} has no prunable weight{chosen}; looked for weights of {_LOOKED_FOR}")
+        raise ValueError(
+            f"{type(model).__name__} has no weight to prune or quantise{chosen}; looked for weights of {_LOOKED_FOR}"
+        )
     return sites
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActivationSite:
+    """What goes into one module.
+
+    Attributes:
+        name: qualified name of the module, the first if it has several.
+        module: the module.
+        arguments: names of the arguments of its ``forward`` that are activations, the first ones.
+        messages_of: where the module aggregates the messages of a graph layer, that layer; else ``None``.
+    """
+
+    name: str
+    module: nn.Module
+    arguments: tuple[str, ...]
+    messages_of: nn.Module | None = None
+
+
+def activation_sites(
+    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> list[ActivationSite]:
+    """Return the modules of ``model`` whose input can be quantised, in the order of the modules.
+
+    They are the modules that own a weight of :func:`weight_sites`, but not embeddings, whose input are indices. Of
+    Bilinear it is both inputs, of MultiheadAttention query, key and value (what goes into its output projection is
+    computed inside it, out of reach), of recurrent layers and cells the input and not the state. In a torch-geometric
+    ``MessagePassing`` layer it is also the messages, as they come to the layer's aggregation: the site is
+    ``"<layer>.aggr_module"``, behind the layer's other ones.
+
+    Args:
+        model: any module, initialised.
+        include, exclude: as for :func:`weight_sites`; a pattern is matched against the qualified names of the module
+            and of its weights, and the name of the module's class.
+
+    Returns:
+        The sites; an empty list if there are none.
+
+    Raises:
+        ValueError: if the model has uninitialised lazy modules, or a pattern matches nothing in the model.
+
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.MultiheadAttention(4, 2), nn.LayerNorm(4), nn.Linear(4, 2))
+    >>> [(site.name, site.arguments) for site in activation_sites(model)]
+    [('1', ('query', 'key', 'value')), ('3', ('input',))]
+    """
+    include, exclude = _patterns("include", include, model), _patterns("exclude", exclude, model)
+    _check_initialised(model)
+    inner = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    labels: dict[int, set[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        weights = (f"{name}.{parameter}".lstrip(".") for parameter, _ in _weights(module))
+        labels.setdefault(id(module), {type(module).__name__}).update((name, *weights))
+    sites: list[ActivationSite] = []
+    waiting: list[ActivationSite] = []  # messages are made of what their layer computes: they come last in it
+    for name, module in model.named_modules():
+        while waiting and not name.startswith(waiting[-1].name.removesuffix(_AGGREGATION)):
+            sites.append(waiting.pop())
+        if any(_weights(module)) and id(module) not in inner and not isinstance(module, _EMBEDDINGS):
+            sites.append(ActivationSite(name, module, _activations(module)))
+        aggregation = getattr(module, _AGGREGATION, None)
+        if is_message_passing(module) and isinstance(aggregation, nn.Module):
+            place = f"{name}.{_AGGREGATION}".lstrip(".")
+            waiting.append(ActivationSite(place, aggregation, _activations(aggregation), module))
+            labels[id(aggregation)] |= labels[id(module)]
+    return [site for site in (*sites, *reversed(waiting)) if _chosen(labels[id(site.module)], include, exclude)]
+
+
+def is_message_passing(module: nn.Module) -> bool:
+    """Whether ``module`` is a torch-geometric layer; told by name, without importing it."""
+    return any(
+        c.__name__ == "MessagePassing" and c.__module__.startswith("torch_geometric") for c in type(module).__mro__
+    )
 
 
 def check_finite(sites: Iterable[Site]) -> None:
@@ -152,6 +216,27 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
             return
         axis = 0 if weight.dim() == 2 else weight.dim() - 1  # [types, in, out]
     yield from ((name, axis) for name in names if module._parameters.get(name) is not None)
+
+
+def _activations(module: nn.Module) -> tuple[str, ...]:
+    count = 3 if isinstance(module, nn.MultiheadAttention) else 2 if isinstance(module, nn.Bilinear) else 1
+    return tuple(inspect.signature(module.forward).parameters)[:count]
+
+
+def _check_initialised(model: nn.Module) -> None:
+    lazy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if any(is_lazy(p) for p in module.parameters(recurse=False))
+    ]
+    if lazy:
+        raise ValueError(
+            f"the model has lazy modules that are not initialised ({', '.join(lazy)}): run one batch through it first"
+        )
+
+
+def _chosen(labels: set[str], include: list[str] | None, exclude: list[str] | None) -> bool:
+    return (include is None or _matches(labels, include)) and not _matches(labels, exclude or ())
 
 
 def _matches(labels: Iterable[str], patterns: Iterable[str]) -> bool:

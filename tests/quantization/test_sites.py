@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_effnn.compression.sites import check_finite, weight_sites
+from lightning_effnn.quantization.sites import activation_sites, check_finite, weight_sites
 
 
 def found(model, **patterns):
@@ -81,7 +81,7 @@ def test_a_tied_weight_is_one_site_with_all_its_names():
     (site,) = weight_sites(Model())
     assert site.name == "embedding.weight"
     assert site.names == ("embedding.weight", "head.weight", "again.weight")
-    with pytest.raises(ValueError, match="no prunable weight"):
+    with pytest.raises(ValueError, match="no weight to prune or quantise"):
         weight_sites(Model(), exclude=["head.*"])
 
 
@@ -125,7 +125,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name():
 
 @pytest.mark.parametrize("patterns", [{}, {"include": []}, {"include": ["BatchNorm1d"]}])
 def test_no_weight_at_all_is_refused_saying_what_was_looked_for(patterns):
-    with pytest.raises(ValueError, match="no prunable weight.*looked for weights of Conv1d"):
+    with pytest.raises(ValueError, match="no weight to prune or quantise.*looked for weights of Conv1d"):
         weight_sites(nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()), **patterns)
 
 
@@ -143,3 +143,55 @@ def test_weights_that_are_not_finite_are_named():
         model[1].bias[0] = torch.nan  # not looked at
     with pytest.raises(ValueError, match=r"NaN or infinity in 0.weight, 2.weight$"):
         check_finite(weight_sites(model))
+
+
+def inputs(model, **patterns):
+    return {site.name: site.arguments for site in activation_sites(model, **patterns)}
+
+
+def test_what_goes_into_the_owners_of_weights_is_an_activation_site():
+    model = nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(9, 4),
+            "conv": nn.Conv1d(1, 2, 3),
+            "up": nn.ConvTranspose2d(1, 2, 3),
+            "norm": nn.LayerNorm(4),
+            "bilinear": nn.Bilinear(2, 3, 4),
+            "attention": nn.MultiheadAttention(4, 2),
+            "lstm": nn.LSTM(2, 3),
+            "cell": nn.GRUCell(2, 3),
+        }
+    )
+    assert inputs(model) == {
+        "conv": ("input",),
+        "up": ("input",),
+        "bilinear": ("input1", "input2"),
+        "attention": ("query", "key", "value"),
+        "lstm": ("input",),
+        "cell": ("input",),
+    }
+    assert inputs(nn.Linear(1, 1)) == {"": ("input",)}
+    assert inputs(nn.Embedding(2, 2)) == {}
+
+
+def test_messages_of_graph_layers_are_sites_behind_their_layers_others():
+    geometric = pytest.importorskip("torch_geometric.nn")
+    model = nn.ModuleDict(
+        {"a": geometric.GCNConv(3, 4), "b": geometric.GATConv(4, 2, heads=2), "out": geometric.Linear(4, 2)}
+    )
+    assert list(inputs(model)) == ["a.lin", "a.aggr_module", "b.lin", "b.aggr_module", "out"]
+    sites = {site.name: site for site in activation_sites(model)}
+    assert sites["a.aggr_module"].messages_of is model["a"]
+    assert sites["a.lin"].messages_of is None
+    assert list(inputs(model["a"])) == ["lin", "aggr_module"]
+    assert list(inputs(model, include=["GCNConv"])) == ["a.aggr_module"]
+    assert list(inputs(model, exclude=["*aggr_module"])) == ["a.lin", "b.lin", "out"]
+
+
+def test_a_pattern_for_a_weight_takes_its_modules_input_under_any_name():
+    model = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)})
+    model["again"] = model["first"]
+    assert list(inputs(model, include=["first.weight"])) == ["first"]
+    assert list(inputs(model, exclude=["again.*"])) == ["second"]
+    with pytest.raises(ValueError, match=r"did you mean 'second'\?"):
+        inputs(model, include=["secnd"])

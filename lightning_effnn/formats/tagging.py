@@ -1,0 +1,75 @@
+"""Telling whoever watches a run how a tensor is stored.
+
+A trace of the hardware listens (:mod:`lightning_effnn.hardware.trace`); quantisers speak. They meet here, so that
+a quantiser needs nothing but the formats. Without a listener nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_effnn.formats.base import NumberFormat
+
+
+class Listener(Protocol):
+    """What a running trace understands.
+
+    Attributes:
+        simulated: how many :func:`simulated` blocks are open; above 0 nothing that runs is recorded.
+    """
+
+    simulated: int
+
+    def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
+        """Note that ``tensor`` is stored in ``number_format``."""
+
+
+listeners: list[Listener] = []
+"""The traces that are open, the outermost first."""
+
+
+def tag(tensor: Tensor, number_format: NumberFormat) -> Tensor:
+    """Declare how the values of ``tensor`` are stored, and return it; nothing happens when no trace is open.
+
+    The tag belongs to the memory: views carry it, copies and gathers hand it on, writing in place ends it.
+
+    Args:
+        tensor: any tensor, a parameter too.
+        number_format: how its values are stored.
+
+    Example:
+        >>> import torch
+        >>> from lightning_effnn.formats import FixedPoint
+        >>> tag(torch.ones(2), FixedPoint(8))
+        tensor([1., 1.])
+    """
+    for listener in listeners:
+        listener.tag(tensor, number_format)
+    return tensor
+
+
+@contextmanager
+def simulated() -> Iterator[None]:
+    """Mark operations that only simulate what the chip does by itself (rounding to a grid).
+
+    A trace does not record them; what they compute counts as written by whoever wrote their input.
+
+    Example:
+        >>> import torch
+        >>> with simulated():
+        ...     grid = torch.tensor([0.4, 1.6]).round()
+        >>> grid
+        tensor([0., 2.])
+    """
+    present = list(listeners)
+    for listener in present:
+        listener.simulated += 1
+    try:
+        yield
+    finally:
+        for listener in present:
+            listener.simulated -= 1

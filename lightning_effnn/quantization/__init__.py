@@ -1,0 +1,36 @@
+"""Attach number formats to any model, take them off again, say what was covered.
+
+>>> import torch
+>>> from lightning_effnn import quantization
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+>>> attachment = quantization.quantize_(model, "W8A8")
+>>> _ = model(torch.randn(32, 8))  # in train mode the ranges of the activations are observed
+>>> quantization.coverage(model, torch.randn(1, 8)).share
+1.0
+>>> _ = quantization.bake_(model)
+"""
+
+from lightning_effnn.quantization.attach import Attachment, attach_, strip_
+from lightning_effnn.quantization.coverage import CoverageReport, coverage
+from lightning_effnn.quantization.model import bake_, quantize_
+from lightning_effnn.quantization.plan import PRESETS, AverageBits, QuantizationPlan
+from lightning_effnn.quantization.quantizer import TensorQuantizer
+from lightning_effnn.quantization.sites import ActivationSite, Site, activation_sites, weight_sites
+
+__all__ = [
+    "PRESETS",
+    "ActivationSite",
+    "Attachment",
+    "AverageBits",
+    "CoverageReport",
+    "QuantizationPlan",
+    "Site",
+    "TensorQuantizer",
+    "activation_sites",
+    "attach_",
+    "bake_",
+    "coverage",
+    "quantize_",
+    "strip_",
+    "weight_sites",
+]

@@ -1,0 +1,265 @@
+"""What was covered: every multiply-accumulate of one run, with quantised factors or not, and why not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lightning_effnn.formats import NumberFormat
+from lightning_effnn.formats.tagging import listeners
+from lightning_effnn.quantization.hooks import hosts_of
+from lightning_effnn.quantization.probe import as_in_inference
+from lightning_effnn.quantization.sites import activation_sites, weight_sites
+
+_SECOND = ("addmm", "baddbmm", "addmv", "addbmm")  # their factors come behind what is added
+_BY_ELEMENTS = ("mv", "dot", "vdot", "addmv")  # a product for each element of the first factor
+_COPIES = ("clone", "_to_copy", "copy", "contiguous", "index", "index_select", "cat", "stack", "constant_pad_nd")
+
+
+@dataclass(frozen=True)
+class CoveredOperation:
+    """One kind of product in one module.
+
+    Attributes:
+        module: qualified name of the module that it ran in, ``""`` for the model itself.
+        op: name of the aten operation.
+        macs: multiply-accumulates in the run, of all its calls.
+        weight: name of the parameter among the factors; ``""`` if there is none.
+        weight_format: name of the format of that parameter, or of the second factor; ``""`` if not quantised.
+        input_format: name of the other factor's.
+        reason: why not both are quantised; ``""`` if they are.
+    """
+
+    module: str
+    op: str
+    macs: int
+    weight: str
+    weight_format: str
+    input_format: str
+    reason: str
+
+    @property
+    def covered(self) -> bool:
+        """Whether both factors are quantised."""
+        return bool(self.weight_format and self.input_format)
+
+
+@dataclass(frozen=True)
+class CoverageReport:
+    """Products of one forward pass; prints as a table.
+
+    Attributes:
+        operations: in the order of their first call.
+    """
+
+    operations: tuple[CoveredOperation, ...]
+
+    @property
+    def macs(self) -> int:
+        """All multiply-accumulates."""
+        return sum(o.macs for o in self.operations)
+
+    @property
+    def covered_macs(self) -> int:
+        """Those with two quantised factors."""
+        return sum(o.macs for o in self.operations if o.covered)
+
+    @property
+    def share(self) -> float:
+        """Share of :attr:`covered_macs`, in [0, 1]; 0 if nothing was multiplied."""
+        return self.covered_macs / self.macs if self.macs else 0.0
+
+    def table(self) -> Table:
+        """The report as a rich table."""
+        table = Table(title=f"Quantised: {self.share:.1%} of {self.macs:,} multiply-accumulates", title_justify="left")
+        for heading in ("module", "operation", "MACs", "share", "weight", "input", "why not"):
+            table.add_column(heading, justify="right" if heading in ("MACs", "share") else "left")
+        for o in self.operations:
+            share = f"{o.macs / self.macs:.1%}" if self.macs else "-"
+            formats = (o.weight_format or "-", o.input_format or "-")
+            table.add_row(o.module or "(root)", o.op, f"{o.macs:,}", share, *formats, o.reason)
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=140).print(self.table())
+        return text.getvalue().rstrip()
+
+
+def coverage(model: nn.Module, *inputs: Any, **kwargs: Any) -> CoverageReport:
+    """Run ``model(*inputs, **kwargs)`` once and say which products had quantised factors.
+
+    The run is in eval mode without gradients; modes, buffers, quantisers and the random state are left as they were.
+    Fused recurrent and attention kernels are switched off for it, so that each product shows. Products with a sparse
+    matrix gather and add; like lookups and sums over edges they are no multiply-accumulates.
+
+    Args:
+        model: any module; without attached quantisers nothing is covered.
+        inputs, kwargs: what it is called with.
+
+    Raises:
+        ValueError: if the model has no weight to quantise, or uninitialised lazy modules.
+
+    >>> from lightning_effnn.quantization.model import quantize_
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    >>> _ = quantize_(model, "W8A8", exclude=["1"])
+    >>> report = coverage(model, torch.ones(3, 4))
+    >>> [(o.module, o.macs, o.covered, o.reason) for o in report.operations]
+    [('0', 48, True, ''), ('1', 24, False, 'no quantiser on 1.weight, none on the input of 1')]
+    """
+    probe = _Probe(model)
+    with as_in_inference(model), probe.open():
+        model(*inputs, **kwargs)
+    return CoverageReport(tuple(probe.operations.values()))
+
+
+class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation; formats and parameters are known by the memory they are in, which views share."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.simulated = 0
+        self.operations: dict[CoveredOperation, CoveredOperation] = {}
+        self._hosts = list(hosts_of(model))
+        self._names = {id(m): name for name, m in model.named_modules()}
+        self._stack = [""]
+        self._sites = {name for site in weight_sites(model) for name in site.names}
+        self._inputs = {site.name for site in activation_sites(model)}
+        self._attached = {host.name for _, host in self._hosts if host.quantizer is not None}
+        self._kept: dict[int, StorageWeakRef] = {}  # an address is not given out again while there is one
+        self._formats: dict[int, NumberFormat] = {}
+        self._parameters: dict[int, str] = {}
+        for name, parameter in model.named_parameters():
+            self._parameters[self._key(parameter)] = name
+
+    def open(self) -> ExitStack:
+        """Return the context in which everything is seen."""
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_pre_hook(self._enter).remove)
+            stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
+            stack.enter_context(self)
+            listeners.append(self)
+            stack.callback(listeners.remove, self)
+            return stack.pop_all()
+
+    def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
+        """Note how ``tensor`` is stored."""
+        self._formats[self._key(tensor)] = number_format
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func`` unchanged and note what it multiplied."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        schema = getattr(func, "_schema", None)
+        if schema is None:  # a higher-order operator, which is made of others
+            return result
+        name = schema.name.partition("::")[2]
+        if not self.simulated:
+            macs = _macs(func, name, args, kwargs, result)
+            if macs:
+                self._note(name, macs, args)
+            for argument, value in zip(schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+                    self._formats.pop(self._key(value), None)
+        if name.rstrip("_") in _COPIES and isinstance(result, Tensor):
+            self._pass_on(list(_tensors(args)), result)
+        return result
+
+    def _note(self, op: str, macs: int, args: tuple[Any, ...]) -> None:
+        first, second = args[1:3] if op in _SECOND else args[:2]
+        if self._parameter(first) and not self._parameter(second):  # some layers multiply from the left
+            first, second = second, first
+        weight = self._parameter(second)
+        formats = [str(self._formats.get(self._key(t), "")) for t in (first, second)]
+        operation = CoveredOperation(
+            self._stack[-1], op, 0, weight, formats[1], formats[0], self._reason(weight, formats[1], formats[0])
+        )
+        before = self.operations.get(operation, operation)
+        self.operations[operation] = replace(before, macs=before.macs + macs)
+
+    def _reason(self, weight: str, weight_format: str, input_format: str) -> str:
+        module, reasons = self._stack[-1], []
+        name = module or "the model"
+        if weight_format and input_format:
+            return ""
+        if not weight:
+            return f"two activations are multiplied in {name}, not in a module of their own"
+        if not weight_format:
+            reasons.append(f"no quantiser on {weight}" if weight in self._sites else f"{weight} is no weight site")
+        if not input_format:
+            if module not in self._inputs:
+                reasons.append(f"called as a function in {name}, not as a module")
+            elif module in self._attached:
+                reasons.append(f"computed inside {name}, not its input")
+            else:
+                reasons.append(f"none on the input of {name}" if reasons else f"no quantiser on the input of {name}")
+        return ", ".join(reasons)
+
+    def _parameter(self, tensor: Tensor) -> str:
+        key = self._key(tensor)
+        if key in self._parameters:
+            return self._parameters[key]
+        running = (s for _, host in self._hosts for s in host.swaps)
+        return next((s.site for s in running if self._key(s.present) == key), "")
+
+    def _pass_on(self, sources: list[Tensor], copy: Tensor) -> None:
+        """A copy is stored as what it was copied from, if that is one thing."""
+        key, keys = self._key(copy), [self._key(t) for t in sources if t.is_floating_point()]
+        formats, names = {self._formats.get(k) for k in keys}, {self._parameter(t) for t in sources}
+        if len(formats) == 1 and (number_format := formats.pop()) is not None:
+            self._formats[key] = number_format
+        if len(names) == 1 and (name := names.pop()):
+            self._parameters[key] = name
+
+    def _key(self, tensor: Tensor) -> int:
+        storage = _plain(tensor).untyped_storage()
+        self._kept.setdefault(storage._cdata, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        return int(storage._cdata)
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._stack.append(self._names.get(id(module), self._stack[-1]))
+
+    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        self._stack.pop()
+
+
+def _macs(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    if name in _BY_ELEMENTS:
+        return int(args[name in _SECOND].numel())
+    if name == "_trilinear":  # Bilinear: the outer product of its inputs by the weight
+        return int(result.numel() // result.shape[-1] * args[1].numel())
+    formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+    if formula is None or any(factor.layout is not torch.strided for factor in _tensors(args)):
+        return 0
+    return int(formula(*args, **kwargs, out_val=result)) // 2
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
