@@ -13,8 +13,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_effnn.callbacks._reporting import log_figure, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
-from lightning_effnn.compression import CompressionReport, Projector, round_others_, save_compressed
+from lightning_effnn.compression import (
+    CompressionReport,
+    Projector,
+    quantize_activations_,
+    round_others_,
+    save_compressed,
+)
+from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
+from lightning_effnn.quantization import Attachment
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
 """Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
@@ -39,9 +47,12 @@ class FocusedCompression(Callback):
         bits: of a weight's code, 3 to 7.
         prune, quantize: windows ``(start, end)``; floats are fractions of the fit, ints epochs; None leaves out.
         method: ``"dns"`` (cut weights may grow back) or ``"magnitude"``.
-        scope: one threshold for the whole network (``"global"``) or one a layer.
+        scope: what is compared when weights are cut: magnitudes of the whole network (``"global"``), of each
+            ``"layer"``, or ``"lamp"`` scores, which leave small layers denser (arXiv 2010.07611).
         separation: from which separation of its two lobes on a layer is recentralised (paper: 2.0).
         include, exclude: patterns of parameter names or class names.
+        activations: bits to which the inputs of these layers are rounded, from the start of ``quantize`` on and for
+            good: the file holds the scales, and loading it into a model rounds them again. None leaves them alone.
         export: path of the ``.effnn`` file written at the end of the fit; None writes none.
         other: how biases, norms and running statistics are stored: ``"fp32"``, ``"fp16"`` or ``"int8"``; narrower ones
             are rounded in the model at the end of the fit too, so that the file holds exactly the model.
@@ -68,10 +79,11 @@ class FocusedCompression(Callback):
         quantize: tuple[Moment, Moment] | None = (0.5, 0.9),
         *,
         method: Literal["dns", "magnitude"] = "dns",
-        scope: Literal["global", "layer"] = "global",
+        scope: Literal["lamp", "global", "layer"] = "global",
         separation: float = 2.0,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        activations: int | None = None,
         export: str | Path | None = None,
         other: Literal["fp32", "fp16", "int8"] = "fp32",
         prefix: str = "compress",
@@ -81,20 +93,28 @@ class FocusedCompression(Callback):
             raise ValueError(f"bits={bits!r}: 3 to 7 are needed: a component, a sign and at least one exponent")
         for name, value, accepted in (
             ("method", method, ("dns", "magnitude")),
-            ("scope", scope, ("global", "layer")),
+            ("scope", scope, ("lamp", "global", "layer")),
             ("other", other, ("fp32", "fp16", "int8")),
         ):
             if value not in accepted:
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, accepted))} is needed")
-        self.sparsity, self.bits = sparsity, bits
+        if activations is not None:
+            check_bits(activations)
+            if quantize is None:
+                raise ValueError(
+                    f"activations={activations}: they are rounded from the start of quantize on, which is None"
+                )
+        self.sparsity, self.bits, self.activations = sparsity, bits, activations
         self.prune = Schedule.of("prune", prune) if prune is not None and sparsity else None
         self.quantize = Schedule.of("quantize", quantize) if quantize is not None else None
         self.method, self.scope, self.separation = method, scope, separation
         self.include, self.exclude = include, exclude
         self.export, self.other, self.prefix = export, other, prefix
         self.projector: Projector | None = None
+        self._attachment: Attachment | None = None
         self.report: CompressionReport | None = None
         self._saved: dict[str, Any] | None = None
+        self._saved_scales: dict[str, Any] | None = None
         self._hooks: list[Any] = []
         self._pruned = -1  # last of the PRUNING_STEPS done
         self._rounded = -1  # last of the FRACTIONS done
@@ -107,11 +127,12 @@ class FocusedCompression(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Latent weights, masks, formats, and how far the schedule has come."""
         projector = self._saved if self.projector is None else self.projector.state_dict()
-        return {"projector": projector, "pruned": self._pruned, "rounded": self._rounded}
+        scales = self._saved_scales if self._attachment is None else self._attachment.quantizers.state_dict()
+        return {"projector": projector, "activations": scales, "pruned": self._pruned, "rounded": self._rounded}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the model is there."""
-        self._saved = state_dict["projector"]
+        self._saved, self._saved_scales = state_dict["projector"], state_dict["activations"]
         self._pruned, self._rounded = state_dict["pruned"], state_dict["rounded"]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -147,6 +168,11 @@ class FocusedCompression(Callback):
         if self._saved is not None:
             self.projector.load_state_dict(self._saved)
             self._saved = None
+        if self._saved_scales is not None:
+            self._round_activations(pl_module)
+            assert self._attachment is not None
+            self._attachment.quantizers.load_state_dict(self._saved_scales)
+            self._saved_scales = None
         names = [layer.site.name for layer in self.projector.layers]
         rank_zero_info(f"FocusedCompression takes {len(names)} weights: {', '.join(names)}")
 
@@ -177,6 +203,8 @@ class FocusedCompression(Callback):
             self._prune_to(math.floor(passed * PRUNING_STEPS))
         if self.quantize is not None:
             passed = self.quantize.progress(done, trainer.max_epochs)
+            if passed >= 0 and self.activations is not None and self._attachment is None:
+                self._round_activations(pl_module)
             self._round_to(min(math.floor(passed * len(FRACTIONS)), len(FRACTIONS) - 1))
 
     def _prune_to(self, step: int) -> None:
@@ -193,6 +221,17 @@ class FocusedCompression(Callback):
             self._rounded = step
             self.projector.quantize(FRACTIONS[step])
 
+    def _round_activations(self, pl_module: Any) -> None:
+        assert self.activations is not None
+        self._attachment = quantize_activations_(pl_module, self.activations, self.include, self.exclude)
+        rank_zero_info(f"FocusedCompression rounds the inputs of {', '.join(self._attachment.activations)}")
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Validate with the same scales on all processes: each has observed batches of its own."""
+        if self._attachment is not None and trainer.world_size > 1:
+            state = trainer.strategy.broadcast(self._attachment.quantizers.state_dict())
+            self._attachment.quantizers.load_state_dict(state)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how small it has become."""
         assert self.projector is not None
@@ -208,6 +247,7 @@ class FocusedCompression(Callback):
         if self.quantize is not None:
             self._round_to(len(FRACTIONS) - 1)
         self.projector.finish()
+        self.on_validation_start(trainer, pl_module)
         if self.export is not None:
             self.save(pl_module, self.export, write=trainer.is_global_zero)
         self._figure(trainer)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_effnn.compression import codec, stores
+from lightning_effnn.compression import activations, codec, stores
 from lightning_effnn.compression.container import DTYPES, KEY, Container, Entry, read_container, write_container
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.size_report import CompressionReport, TensorSize
@@ -67,6 +67,9 @@ def save_compressed(
 ) -> CompressionReport:
     """Write a network to a file as small as its values allow, and report what each tensor takes.
 
+    A model with quantised activations (:func:`~lightning_effnn.compression.activations.quantize_activations_`) has
+    their widths and scales written along.
+
     Tensors with few values that repeat (quantised, pruned) cost their entropy; so do those of a declared number
     format, which need no palette. Everything comes back with every bit as it was, but for what ``other`` and
     ``signed_zeros`` give leave to change. Tensors that share their memory (tied parameters) are stored once.
@@ -101,8 +104,9 @@ def save_compressed(
     state, declared = _state_of(model)
     declared |= dict(formats or {})
     metadata = dict(metadata or {})
-    if KEY in metadata or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
-        raise ValueError(f"metadata must be texts by name, the name {KEY!r} excepted, got {metadata!r}")
+    reserved = {KEY, activations.KEY}
+    if reserved & set(metadata) or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+        raise ValueError(f"metadata must be texts by name, {sorted(reserved)} excepted, got {metadata!r}")
     if unknown := sorted(set(declared) - set(state)):
         raise ValueError(f"formats must be of tensors in the state dict, got {', '.join(unknown)}")
     entries: list[Entry] = []
@@ -118,6 +122,8 @@ def save_compressed(
         encoded = codec.encode_tensor(x, declared.get(name), other)
         entries.append(Entry(name, tuple(x.shape), x.dtype, encoded.data))
         rows.append(_row(name, x, encoded))
+    if isinstance(model, nn.Module) and (record := activations.record(model)) is not None:
+        metadata[activations.KEY] = record
     path = Path(path)
     size = write_container(path, Container(entries, metadata))
     return CompressionReport(path, size, tuple(rows))
@@ -132,7 +138,8 @@ def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None
 
     Tensors have the dtypes they were saved in, and those that shared memory share it again; in a model they take
     its dtypes. Loading is strict: the keys and shapes have to be the model's, and nothing is changed if they are
-    not, or if the file is damaged.
+    not, or if the file is damaged. Activations that were quantised are quantised again, with the same scales;
+    :func:`lightning_effnn.compression.bake_` takes that off.
 
     Args:
         path: a file of :func:`save_compressed`.
@@ -152,6 +159,9 @@ def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None
         state[entry.name] = state[entry.tied_to] if entry.tied_to else _decode(entry, path)
     if model is None:
         return state
+    record = container.metadata.get(activations.KEY)
+    if record is not None:
+        activations.attach_recorded_(model, record)
     model.load_state_dict(state, strict=True)
     return model
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_effnn.compression.codec import decode_tensor, encode_tensor
 from lightning_effnn.formats.declared import forget_formats
+from lightning_effnn.quantization import strip_
 
 Other = Literal["fp32", "fp16", "int8"]
 
@@ -38,7 +39,7 @@ def round_others_(model: nn.Module, other: Other, exclude: Iterable[Tensor] = ()
 
 
 def bake_(model: nn.Module) -> nn.Module:
-    """Forget the declared formats: plain weights, nothing of this package left on the modules.
+    """Forget declared formats, take activation quantisers off: plain weights, nothing of this package on the modules.
 
     The weights already are the quantised ones; the model is returned for chaining. Save it as an ``.effnn`` file
     first: afterwards values are found by what they are, not by their format.
@@ -51,4 +52,4 @@ def bake_(model: nn.Module) -> nn.Module:
     (1, 0)
     """
     forget_formats(model)
-    return model
+    return strip_(model)

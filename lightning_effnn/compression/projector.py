@@ -13,53 +13,17 @@ compressed network, for validation, checkpoints and copies alike. All that is ad
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_effnn.compression.focus import focus
-from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds, update_masks
-from lightning_effnn.compression.sites import Site, check_finite, weight_sites
-from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
-
-_FORMATS: dict[str, type[NumberFormat]] = {f.__name__: f for f in (PowerOfTwo, RecentralizedPowerOfTwo)}
-
-
-@dataclass(slots=True)
-class Layer:
-    """One weight: its latent values, mask, format, scale, and from which magnitude on it is rounded.
-
-    ``alpha`` is kept apart from the format, whose levels then stay the same from step to step.
-    """
-
-    site: Site
-    latent: Tensor
-    mask: Tensor
-    format: NumberFormat | None = None
-    alpha: Tensor | None = None
-    rounded_from: float = float("inf")
-    reason: str = ""
-
-    def projection(self) -> Tensor:
-        """What the network runs with."""
-        weight = self.latent
-        if self.format is not None:
-            rounded = self.format.quantize(weight if self.alpha is None else weight / self.alpha)
-            if self.alpha is not None:
-                rounded = rounded * self.alpha
-            weight = (
-                rounded if self.rounded_from <= 0 else torch.where(weight.abs() >= self.rounded_from, rounded, weight)
-            )
-        # not a product: that would leave -0.0 behind, and a cut weight is no level of the format
-        return torch.where(self.mask, weight, 0.0)
-
-    def declared(self) -> NumberFormat | None:
-        """The format with its scale, once all weights are rounded."""
-        if self.format is None or self.rounded_from > 0:
-            return None
-        return self.format if self.alpha is None else replace(self.format, scale=float(self.alpha))  # type: ignore[call-arg]
+from lightning_effnn.compression.layer import Layer, entropy_bits, select
+from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds
+from lightning_effnn.formats import RecentralizedPowerOfTwo, declare_format
+from lightning_effnn.quantization.sites import check_finite, weight_sites
 
 
 class Projector:
@@ -67,7 +31,7 @@ class Projector:
 
     Args:
         model: its weights are projected; nothing else of it is touched.
-        include, exclude: patterns, see :func:`lightning_effnn.compression.sites.weight_sites`.
+        include, exclude: patterns, see :func:`lightning_effnn.quantization.sites.weight_sites`.
         method, scope: of pruning, see :mod:`pruning`.
         bits, separation: of focused quantisation, see :func:`focus`.
 
@@ -94,6 +58,8 @@ class Projector:
     ) -> None:
         sites = weight_sites(model, include, exclude)
         check_finite(sites)
+        if method not in ("dns", "magnitude"):
+            raise ValueError(f"method={method!r}: one of 'dns', 'magnitude' is needed")
         self.method, self.scope = method, scope
         self.bits, self.separation = bits, separation
         self.layers = [
@@ -126,13 +92,13 @@ class Projector:
                 if self.method == "dns":  # at once: a cut weight moves on unopposed, and would return too large
                     layer.mask = cut_and_splice(layer.latent, layer.mask, threshold)
                 else:  # what is cut stays cut: nothing is kept of it
-                    layer.latent.masked_fill_(~layer.mask, 0.0)
+                    layer.latent.copy_(select(layer.mask, layer.latent))
             self.project()
 
     @torch.no_grad()
     def project(self) -> None:
         """Write the projection into the model."""
-        for layer in self.layers:
+        for layer in self.layers:  # one after another: all projections at once would be another copy of the weights
             layer.site.parameter.copy_(layer.projection())
         self.projected = True
 
@@ -150,13 +116,20 @@ class Projector:
         The gradient of a scale sums over all weights of a layer; it is divided by the root of their number, so that
         it moves about as fast as they do (Esser et al., LSQ, ICLR 2020, section 2.2).
         """
-        for layer in self.layers:
-            grad = layer.site.parameter.grad
-            if layer.alpha is None or grad is None or layer.rounded_from > 0:
-                continue
-            slope = (grad * layer.site.parameter).sum() / layer.alpha
-            count = layer.mask.sum().clamp(min=1)
-            layer.alpha = (layer.alpha - lr * slope / count.sqrt()).clamp(min=0.5, max=2.0)
+        learning = [
+            (layer, layer.alpha, layer.site.parameter, layer.site.parameter.grad)
+            for layer in self.layers
+            if layer.alpha is not None and layer.rounded_from <= 0 and layer.site.parameter.grad is not None
+        ]
+        if not learning:
+            return
+        layers, alphas, weights, grads = zip(*learning, strict=True)
+        slopes = torch._foreach_div([product.sum() for product in torch._foreach_mul(grads, weights)], alphas)
+        roots = [layer.mask.sum().clamp(min=1).sqrt() for layer in layers]
+        alphas = torch._foreach_sub(alphas, torch._foreach_div(torch._foreach_mul(slopes, lr), roots))
+        alphas = torch._foreach_clamp_max(torch._foreach_clamp_min(alphas, 0.5), 2.0)
+        for layer, alpha in zip(layers, alphas, strict=True):
+            layer.alpha = alpha
 
     # schedule
 
@@ -168,12 +141,12 @@ class Projector:
         """
         check_sparsity(sparsity)
         self.capture()
-        latents, masks = [layer.latent for layer in self.layers], [layer.mask for layer in self.layers]
-        for layer, mask in zip(
-            self.layers, update_masks(latents, masks, sparsity, self.method, self.scope), strict=True
-        ):
-            layer.mask = mask
-        self._thresholds = thresholds(latents, sparsity, self.scope)
+        self._thresholds = thresholds([layer.latent for layer in self.layers], sparsity, self.scope)
+        for layer, threshold in zip(self.layers, self._thresholds, strict=True):
+            if self.method == "dns":
+                layer.mask = cut_and_splice(layer.latent, layer.mask, threshold)
+            else:
+                layer.mask = layer.latent.abs() > threshold
         self.project()
 
     def settle(self) -> None:
@@ -199,10 +172,11 @@ class Projector:
     def _fit(self, layer: Layer, fraction: float) -> None:
         kept = torch.where(layer.mask, layer.latent, 0.0)
         found = focus(kept, self.bits, self.separation)
-        layer.format, layer.alpha, layer.reason = found.format, None, found.reason
+        layer.reason = found.reason
         if isinstance(found.format, RecentralizedPowerOfTwo):
-            layer.alpha = kept.new_tensor(found.format.scale)
-            layer.format = replace(found.format, scale=1.0)
+            layer.take_format(replace(found.format, scale=1.0), kept.new_tensor(found.format.scale))
+        else:
+            layer.take_format(found.format, None)
         sizes = kept[layer.mask].abs()
         if fraction >= 1.0 or sizes.numel() == 0:
             layer.rounded_from = 0.0
@@ -240,7 +214,7 @@ class Projector:
 
     def figures(self) -> dict[str, float]:
         """What is logged: sparsity, zero-order entropy a weight in bits, its ratio to fp32, recentralised layers."""
-        bits = sum(_entropy_bits(layer) for layer in self.layers)
+        bits = sum(entropy_bits(layer) for layer in self.layers)
         elements = sum(layer.latent.numel() for layer in self.layers)
         return {
             "sparsity": self.sparsity,
@@ -256,17 +230,7 @@ class Projector:
         return {
             "thresholds": [threshold.clone() for threshold in self._thresholds],
             "fraction": self.fraction,
-            "layers": {
-                layer.site.name: {
-                    "latent": layer.latent.clone(),
-                    "mask": layer.mask.clone(),
-                    "alpha": None if layer.alpha is None else layer.alpha.clone(),
-                    "rounded_from": layer.rounded_from,
-                    "reason": layer.reason,
-                    "format": _plain(layer.format),
-                }
-                for layer in self.layers
-            },
+            "layers": {layer.site.name: layer.state_dict() for layer in self.layers},
         }
 
     @torch.no_grad()
@@ -281,39 +245,6 @@ class Projector:
             raise ValueError(f"the saved state is of other weights: {', '.join(sorted(saved ^ mine))}")
         self._thresholds, self.fraction = list(state["thresholds"]), state["fraction"]
         for layer in self.layers:
-            entry = state["layers"][layer.site.name]
-            layer.latent.copy_(entry["latent"])
-            layer.mask = entry["mask"].to(layer.latent.device)
-            layer.alpha = None if entry["alpha"] is None else entry["alpha"].to(layer.latent.device)
-            layer.rounded_from, layer.reason = entry["rounded_from"], entry["reason"]
-            layer.format = _format(entry["format"])
+            layer.load_state_dict(state["layers"][layer.site.name])
         self.project()
         self.declare()
-
-
-def _entropy_bits(layer: Layer) -> float:
-    """Zero-order entropy of all elements of a weight; what isn't rounded yet takes 32 bits beside its position."""
-    weight = layer.site.parameter.detach()
-    if layer.declared() is None:
-        kept = weight != 0
-        return _entropy(torch.stack([kept.sum(), (~kept).sum()])) + 32.0 * float(kept.sum())
-    return _entropy(torch.unique(weight, return_counts=True)[1])
-
-
-def _entropy(counts: Tensor) -> float:
-    counts = counts[counts > 0].double()
-    return float((counts * (counts.sum().log2() - counts.log2())).sum())
-
-
-def _plain(number_format: NumberFormat | None) -> dict[str, Any] | None:
-    if number_format is None:
-        return None
-    values = {field.name: getattr(number_format, field.name) for field in fields(number_format) if field.init}
-    return {"class": type(number_format).__name__, **values}
-
-
-def _format(plain: Mapping[str, Any] | None) -> NumberFormat | None:
-    if plain is None:
-        return None
-    values = dict(plain)
-    return _FORMATS[values.pop("class")](**values)

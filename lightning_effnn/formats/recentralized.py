@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_effnn.formats import _checks
 from lightning_effnn.formats._carrier import carried
+from lightning_effnn.formats._nearest import Cells, Search, find_nearest
 from lightning_effnn.formats.base import FormatKind, NumberFormat
 
 MIN_BITS, MAX_BITS = 3, 7
@@ -20,7 +21,6 @@ MIN_BITS, MAX_BITS = 3, 7
 MAX_SPAN = 20
 """Most binary places between a mean and a level added to it. The sum is then exact in float32, and far
 enough from its neighbours to be found again after any scaling."""
-_MAX_CELLS = 4096  # a larger table costs more to build than the search it saves
 _WIDEST_SHAPE = 2.0**-8
 """Least sigma over the larger mean that :meth:`RecentralizedPowerOfTwo.fit` chooses."""
 
@@ -196,33 +196,38 @@ class RecentralizedPowerOfTwo(NumberFormat):
         return (x > self.scale * (self.mean_negative - reach)) & (x < self.scale * (self.mean_positive + reach))
 
     def _round(self, x: Tensor) -> Tensor:
-        return torch.where(x.isnan(), x, self._nearest(x, -1, codes=False))
+        return self._nearest(x, -1, codes=False)
 
     def _to_codes(self, x: Tensor) -> Tensor:
         return self._nearest(x, -1, codes=True)
 
+    def rounder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return what gives float32 levels as :meth:`quantize` does, its table made once: for loops, without gradients.
+
+        Args:
+            device: of the tensors to come.
+
+        >>> rounder = RecentralizedPowerOfTwo(5).rounder(torch.device("cpu"))
+        >>> rounder(torch.tensor([-0.9, 0.1]))
+        tensor([-0.8750,  0.0000])
+        """
+        return self._lookup(-1, False, device)
+
     def _nearest(self, x: Tensor, component: int, codes: bool) -> Tensor:
         """Codes or levels nearest to ``x`` among those of one mean, or of both and zero if it is -1.
 
-        NaN gets one of them.
+        NaN gets code 0, or stays NaN.
         """
+        return self._lookup(component, codes, x.device)(x)
+
+    def _lookup(self, component: int, codes: bool, device: torch.device) -> Cells | Search:
         values, names = _distinct(self, component)
         if codes:
-            answers = torch.tensor(names)
+            answers = torch.tensor([*names, 0])
         else:
-            answers = torch.tensor([self.scale * value for value in values], dtype=torch.float64).float()
-        middles = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(values)], dtype=torch.float64)
-        # Levels are multiples of the smallest power, so what separates them is a multiple of half of it: in
-        # cells of that width a table answers, which is some times faster than a search.
-        cell = 2.0 ** (self._smallest - 1)
-        first, last = values[0] / cell - 1, values[-1] / cell
-        if last - first > _MAX_CELLS:
-            place = torch.bucketize(x * (1.0 / self.scale), middles.to(x), right=True)
-            return answers.to(x.device).index_select(0, place.flatten()).reshape(x.shape)
-        cells = torch.arange(int(first), int(last) + 1, dtype=torch.float64) * cell
-        table = answers[torch.bucketize(cells, middles, right=True)].to(x.device)
-        place = torch.fmax((x * (1.0 / (self.scale * cell))).floor(), x.new_tensor(first)).clamp(max=last) - first
-        return table.index_select(0, place.to(torch.int32).flatten()).reshape(x.shape)
+            answers = torch.tensor([self.scale * value for value in values] + [math.nan], dtype=torch.float64).float()
+        # Levels are multiples of the smallest power, so what separates them is a multiple of half of it.
+        return find_nearest(values, 2.0 ** (self._smallest - 1), self.scale, answers.to(device))
 
     @property
     def _smallest(self) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor
-from lightning_effnn.compression import load_compressed
+from lightning_effnn.compression import bake_, load_compressed
 from lightning_effnn.modules import ImageClassifier, SmallCNN
 
 
@@ -55,6 +55,34 @@ def test_the_file_holds_exactly_the_trained_network(tmp_path):
     assert callback.projector.sparsity >= 0.8
 
 
+def test_rounded_activations_go_with_the_file_and_show_in_a_trace(tmp_path):
+    callback, monitor = compression(activations=4, export=tmp_path / "model.effnn"), HardwareEnergyMonitor("tpu_like")
+    _, model = fit([monitor, callback])
+    assert {row["i_format"] for row in monitor.report.rows() if row["macs"]} <= {"uint4", "int4"}
+    images = torch.rand(8, 1, 8, 8)
+    model, again = model.eval(), classifier().eval()
+    load_compressed(tmp_path / "model.effnn", again)
+    assert torch.equal(again(images), model(images))
+    assert not torch.equal(bake_(again)(images), model(images))  # without rounding it is another network
+    assert list(again.state_dict()) == list(classifier().state_dict())
+
+
+def test_a_fit_that_ends_before_quantising_rounds_no_activations(tmp_path):
+    callback = compression(activations=8, export=tmp_path / "model.effnn")
+    _, model = fit([callback], max_steps=2)
+    again = classifier().eval()
+    load_compressed(tmp_path / "model.effnn", again)
+    images = torch.rand(8, 1, 8, 8)
+    assert torch.equal(again(images), model.eval()(images))
+
+
+def test_activations_without_a_quantising_window_are_refused():
+    with pytest.raises(ValueError, match="activations=8"):
+        FocusedCompression(activations=8, quantize=None)
+    with pytest.raises(ValueError, match="activations=1"):
+        FocusedCompression(activations=1)
+
+
 def test_keys_are_logged_and_end_where_they_should():
     trainer, _ = fit([compression()])
     found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("compress/")}
@@ -78,8 +106,14 @@ def test_the_optimizer_gains_no_parameters():
     assert owned == {id(p) for p in model.parameters()}
 
 
+@pytest.mark.parametrize("activations", [None, 8])
 @pytest.mark.parametrize("stopped_after", [1, 2, 3], ids=["pruning", "quantising", "after"])
-def test_a_resumed_fit_ends_bit_identical(tmp_path, stopped_after):
+def test_a_resumed_fit_ends_bit_identical(tmp_path, stopped_after, activations):
+    def compression(**kw):
+        return FocusedCompression(
+            **({"sparsity": 0.8, "prune": (0.0, 0.4), "quantize": (0.4, 0.7), "activations": activations} | kw)
+        )
+
     _, whole = fit([compression()], epochs=4)
     checkpoint = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=1, filename="{epoch}")
     fit([compression(), checkpoint], epochs=4, enable_checkpointing=True)
@@ -179,7 +213,7 @@ def test_windows_and_fits_that_do_not_go_together_are_refused():
         fit([compression(quantize=(3, 9))])
     with pytest.raises(MisconfigurationException, match="max_epochs"):
         fit([compression()], epochs=-1, max_steps=4)
-    with pytest.raises(ValueError, match="no prunable weight"):
+    with pytest.raises(ValueError, match="no weight to prune or quantise"):
         fit([compression(exclude=["*"])])
 
 
