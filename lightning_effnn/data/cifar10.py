@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_effnn.data._lookup import find_file
+from lightning_effnn._lookup import find_file
 from lightning_effnn.data._sampling import SeededShuffle, seeded
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn.data._lookup import find_file
+from lightning_effnn._lookup import find_file
 from lightning_effnn.data._sampling import SeededShuffle
 
 _FILE = "mnist.npz"

@@ -2,5 +2,6 @@
 
 from lightning_effnn.modules.image_classifier import ImageClassifier
 from lightning_effnn.modules.networks import LeNet5, ResNetCIFAR, SmallCNN
+from lightning_effnn.modules.text_transformer import TextTransformer
 
-__all__ = ["ImageClassifier", "LeNet5", "ResNetCIFAR", "SmallCNN"]
+__all__ = ["ImageClassifier", "LeNet5", "ResNetCIFAR", "SmallCNN", "TextTransformer"]

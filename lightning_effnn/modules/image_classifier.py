@@ -1,4 +1,4 @@
-"""A LightningModule that trains any network to name what is in an image."""
+"""A LightningModule that trains any network to tell classes apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class ImageClassifier(L.LightningModule):
     Logs ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``.
 
     Args:
-        net: any module from images ``[B, ...]`` to class scores ``[B, num_classes]``.
+        net: any module from inputs ``[B, ...]`` to class scores ``[B, num_classes]``; its ``example_input_array``, if
+            it has one, becomes the model's.
         num_classes: length of the scores.
         optimizer: ``"sgd"`` (with momentum) or ``"adamw"``.
         lr: learning rate at the start; usually 0.1 for SGD and 0.001 for AdamW.
@@ -29,7 +30,7 @@ class ImageClassifier(L.LightningModule):
         momentum: momentum of SGD.
         schedule: ``"cosine"`` falls to zero over the fit, ``"constant"`` stays.
         label_smoothing: share of the label spread over all classes.
-        input_shape: shape of one image; where it is given, there is an ``example_input_array``.
+        input_shape: shape of one input; where it is given, a random one becomes the ``example_input_array``.
 
     >>> from lightning_effnn.modules import SmallCNN
     >>> model = ImageClassifier(SmallCNN(), input_shape=(1, 8, 8))
@@ -64,20 +65,21 @@ class ImageClassifier(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.example_input_array = getattr(net, "example_input_array", None)
         if input_shape is not None:
             # Its own generator: whether a shape is given must not move the training's random numbers.
             generator = torch.Generator().manual_seed(0)
             self.example_input_array = torch.rand(1, *input_shape, generator=generator)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return class scores ``[B, num_classes]``."""
-        scores: Tensor = self.net(images)
+        scores: Tensor = self.net(inputs)
         return scores
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        inputs, labels = batch
+        loss = F.cross_entropy(self(inputs), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
         return loss
 
@@ -101,8 +103,8 @@ class ImageClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def _evaluate(self, stage: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
-        images, labels = batch
-        scores = self(images)
+        inputs, labels = batch
+        scores = self(inputs)
         accuracy.update(scores, labels)
         loss = F.cross_entropy(scores, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_effnn.modules._weights import load_weights_
 
 
 class SmallCNN(nn.Module):
@@ -65,13 +69,19 @@ class ResNetCIFAR(nn.Module):
     Args:
         depth: layers with weights: ``6n + 2`` (20, 32, 44, 56, 110).
         num_classes: length of the output.
+        weights: pretrained ones, a safetensors state dict: its path, or its name in the folder that the variable
+            ``EFFNN_DATA`` names; ``None`` draws them at random.
+
+    Raises:
+        ValueError: another depth; weights of other names or shapes, which are listed.
+        FileNotFoundError: there is no such file of weights.
 
     >>> import torch
     >>> ResNetCIFAR(depth=20)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
 
-    def __init__(self, depth: int = 20, num_classes: int = 10) -> None:
+    def __init__(self, depth: int = 20, num_classes: int = 10, weights: str | Path | None = None) -> None:
         super().__init__()
         blocks, left_over = divmod(depth - 2, 6)
         if blocks < 1 or left_over:
@@ -85,6 +95,8 @@ class ResNetCIFAR(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+        if weights is not None:
+            load_weights_(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores ``[B, num_classes]``."""

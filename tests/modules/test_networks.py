@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lightning_effnn.data import CIFAR10DataModule
 from lightning_effnn.modules import LeNet5, ResNetCIFAR, SmallCNN
@@ -60,3 +60,51 @@ def test_published_lenet_weights_load_and_classify(data_folder):
         images = torch.from_numpy(file["x_test"][:2000]).unsqueeze(1) / 127.5 - 1
         labels = torch.from_numpy(file["y_test"][:2000])
     assert top1(net, images, labels) == pytest.approx(0.9927, abs=0.006)
+
+
+def test_weights_of_a_file_are_loaded_by_path_or_by_name_in_the_data_folder(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    saved = ResNetCIFAR().state_dict()
+    save_file(saved, tmp_path / "net.safetensors")
+    monkeypatch.setenv("EFFNN_DATA", str(tmp_path))
+    for weights in (tmp_path / "net.safetensors", "net.safetensors"):
+        loaded = ResNetCIFAR(weights=weights).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in saved.items())
+
+
+def test_batch_norm_counters_may_be_absent(tmp_path):
+    saved = {k: v for k, v in ResNetCIFAR().state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(saved, tmp_path / "net.safetensors")
+    loaded = ResNetCIFAR(weights=tmp_path / "net.safetensors")
+    assert torch.equal(loaded.conv1.weight, saved["conv1.weight"])
+    assert loaded.bn1.num_batches_tracked == 0
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    saved = ResNetCIFAR(num_classes=7).state_dict()
+    saved["head.weight"] = saved.pop("conv1.weight")
+    save_file(saved, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="do not fit ResNetCIFAR") as error:
+        ResNetCIFAR(weights=tmp_path / "net.safetensors")
+    message = str(error.value)
+    assert "missing in the file: conv1.weight" in message
+    assert "not in the network: head.weight" in message
+    assert "linear.weight (7, 64) in the file, (10, 64) in the network" in message
+
+
+def test_a_long_list_of_names_is_cut(tmp_path):
+    save_file(ResNetCIFAR(depth=32).state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"not in the network: layer1\.3\..*; and \d+ more$"):
+        ResNetCIFAR(depth=20, weights=tmp_path / "net.safetensors")
+
+
+def test_a_file_that_is_no_safetensors_file_is_named(tmp_path):
+    torch.save(ResNetCIFAR().state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt is not a safetensors file"):
+        ResNetCIFAR(weights=tmp_path / "net.pt")
+
+
+def test_a_missing_file_of_weights_names_both_places(tmp_path, monkeypatch):
+    monkeypatch.delenv("EFFNN_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"weights='nowhere\.safetensors'.*EFFNN_DATA"):
+        ResNetCIFAR(weights="nowhere.safetensors")
