@@ -23,10 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lightning_effnn._lookup import find_file
 from lightning_effnn.compression import focus_model_, load_compressed, save_compressed
 from lightning_effnn.compression.finish import Other
 from lightning_effnn.data import MNISTDataModule
-from lightning_effnn.data._lookup import find_file
 from lightning_effnn.modules import LeNet5
 
 Row = dict[str, Any]
