@@ -50,17 +50,20 @@ def load_checkpoint(path: str, model: nn.Module) -> None:
     The state of a LightningModule that holds the model under a name (``net.conv1.weight``) is taken as the model's.
     """
     state = _read(path)
+    # Batch norm counts its batches since torch 0.4.1: of weights published earlier the model keeps its own count.
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
     expected = set(model.state_dict())
-    prefixes = {""} | {key[: key.rindex(name)] for key in state for name in list(expected)[:1] if key.endswith(name)}
+    found_by = sorted(expected - set(counters))[:1]
+    prefixes = {""} | {key[: key.rindex(name)] for key in state for name in found_by if key.endswith(name)}
     for prefix in sorted(prefixes, key=len):
-        inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        inner = counters | {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if expected <= set(inner):
             try:
                 model.load_state_dict({key: inner[key] for key in expected})
             except RuntimeError as error:
                 raise UsageError(f"{path} does not fit the model: {error}") from error
             return
-    missing = sorted(expected - set(state))
+    missing = sorted(expected - set(state) - set(counters))
     raise UsageError(
         f"{path} does not fit the model: it has no {', '.join(missing[:5])}" + (" ..." if missing[5:] else "")
     )

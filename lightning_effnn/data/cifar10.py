@@ -99,6 +99,8 @@ class CIFAR10DataModule(L.LightningDataModule):
         trainer = self.trainer
         if not self.augment or trainer is None or not trainer.training:
             return batch
+        if isinstance(batch, Tensor):  # the model's example, which Lightning's summary sends the same way
+            return batch
         number = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         generator = seeded(self.seed, trainer.current_epoch, number, trainer.global_rank)
         images, labels = batch

@@ -30,8 +30,8 @@ from lightning_effnn import hardware
 from lightning_effnn._files import write_whole
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.compression import load_compressed
-from lightning_effnn.data import CIFAR10DataModule, MNISTDataModule
-from lightning_effnn.modules import ImageClassifier, LeNet5, ResNetCIFAR
+from lightning_effnn.data import CIFAR10DataModule, MNISTDataModule, SST2DataModule
+from lightning_effnn.modules import ImageClassifier, LeNet5, ResNetCIFAR, TextTransformer
 
 Row = dict[str, Any]
 
@@ -90,6 +90,23 @@ TASKS = {
             "other": "fp16",
         },
         from_dense=True,
+    ),
+    "sst2": Task(
+        lambda: TextTransformer(vocab_size=7206, dropout=0.5),
+        lambda seed: SST2DataModule(batch_size=64, seed=seed),
+        dense_epochs=12,
+        epochs=16,
+        optimizer={"num_classes": 2, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+        compression={
+            "sparsity": 0.9,
+            "bits": 5,
+            "prune": (0.1, 0.5),
+            "quantize": (0.5, 0.8),
+            "method": "magnitude",
+            "scope": "layer",  # one threshold for all would empty the feed-forward layers
+            "other": "fp16",
+        },
+        precision="32-true",
     ),
 }
 

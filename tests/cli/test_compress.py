@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from lightning_effnn.cli.main import main
 from lightning_effnn.compression import load_compressed
-from lightning_effnn.modules import LeNet5
+from lightning_effnn.modules import LeNet5, SmallCNN
 
 MODEL = "lightning_effnn.modules:LeNet5"
 
@@ -35,6 +35,16 @@ def test_a_lightning_checkpoint_is_taken_under_its_prefix(weights, tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {f"model.net.{k}": v for k, v in net.state_dict().items()}, "epoch": 3}, path)
     assert main(["compress", str(path), "--model", MODEL, "-o", str(tmp_path / "a.effnn")]) == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_batch_norm_counters_may_be_absent(tmp_path, prefix):
+    state = {f"{prefix}{k}": v for k, v in SmallCNN().state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "net.safetensors")
+    model = "lightning_effnn.modules:SmallCNN"
+    assert main(["compress", str(tmp_path / "net.safetensors"), "--model", model, "-o", str(tmp_path / "a.effnn")]) == 0
+    loaded = load_compressed(tmp_path / "a.effnn")
+    assert torch.equal(loaded["block1.1.weight"], state[f"{prefix}block1.1.weight"])
 
 
 def test_an_existing_file_is_kept_unless_forced(weights, tmp_path, capsys):

@@ -116,6 +116,16 @@ def test_a_resumed_fit_sees_the_batches_of_an_uninterrupted_one(folder, tmp_path
     assert len(set(whole)) == len(whole)
 
 
+def test_a_models_example_is_not_taken_for_a_batch(folder):
+    model = _Recorder()
+    model.example_input_array = torch.zeros(1, 3, 32, 32)
+    model.forward = lambda images: images.mean()
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", limit_val_batches=0, limit_train_batches=1, **quiet)
+    trainer.fit(model, CIFAR10DataModule(folder, batch_size=8, val_size=10))
+    assert len(model.seen) == 1
+
+
 def test_the_real_file_decodes(data_folder):
     data = CIFAR10DataModule(data_folder, limit=50)
     data.setup("test")
