@@ -56,9 +56,8 @@ class _Rounding(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         """Return the levels of ``x`` in its dtype; ``scale`` is float32 and broadcasts to it."""
-        integers = _integers(_carried(x), scale, grid)
-        integers = integers.clamp_(grid.low, grid.high).float().add_(0.0)  # turns -0.0 into the one zero there is
-        return (integers * scale).to(x.dtype)
+        integers = _integers(_ratio(x, scale), grid).float().add_(0.0)  # turns -0.0 into the one zero there is
+        return integers.mul_(scale).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Grid], output: Tensor) -> None:
@@ -72,18 +71,21 @@ class _Rounding(torch.autograd.Function):
         (x, scale), (gradient,), grid = ctx.saved_tensors, gradients, ctx.grid
         to_x = to_scale = None
         with simulated():
-            wide = _carried(x)
-            integers = _integers(wide, scale, grid)
-            ratio = wide * (1.0 / scale.to(wide.dtype))
-            inside = ratio.abs() <= 1 if grid.binary else (integers >= grid.low) & (integers <= grid.high)
+            ratio = _ratio(x, scale)
+            wide = gradient.to(ratio.dtype)
+            # One pass, several times faster on a CPU than comparisons and a selection. Not a product with a mask: an
+            # infinite gradient times zero would be NaN.
+            passed = torch.ops.aten.hardtanh_backward(wide, ratio, *_open_range(grid))
             if ctx.needs_input_grad[0]:
-                # where, not a product: an infinite gradient times zero would be NaN
-                to_x = torch.where(inside, gradient, 0.0)
+                to_x = passed.to(x.dtype)
             if ctx.needs_input_grad[1]:
-                slope = integers.clamp(grid.low, grid.high)
-                if not grid.binary:
-                    slope = torch.where(inside, slope - ratio, slope)
-                to_scale = (slope * gradient).sum_to_size(scale.shape).to(scale.dtype)
+                ratio = ratio.clamp(grid.low - 1, grid.high + 1)  # infinities would cancel to NaN below
+                integers = _integers(ratio, grid)
+                if grid.binary:
+                    slope = integers.mul_(wide)
+                else:  # inside the range less the ratio, outside it the level alone
+                    slope = integers.sub_(ratio).mul_(wide).add_((wide - passed).mul_(ratio))
+                to_scale = slope.sum_to_size(scale.shape).to(scale.dtype)
         return to_x, to_scale, None
 
 
@@ -91,13 +93,23 @@ round_to_levels = cast("Callable[[Tensor, Tensor, Grid], Tensor]", _Rounding.app
 """``round_to_levels(x, scale, grid)``: levels of ``x``, with the gradients described above."""
 
 
-def _carried(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _ratio(x: Tensor, scale: Tensor) -> Tensor:
+    """``x`` in units of the scale, in float32 (float64 for float64)."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return wide * (1.0 / scale.to(wide.dtype))
 
 
-def _integers(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """The nearest integers before clamping; NaN stays."""
-    ratio = x * (1.0 / scale.to(x.dtype))
+def _integers(ratio: Tensor, grid: Grid) -> Tensor:
+    """The nearest levels before scaling, as a new tensor; NaN stays."""
     if grid.binary:
-        return torch.where(x.isnan(), x, torch.where(ratio >= 0, 1.0, -1.0))
-    return ratio.round_()
+        return torch.where(ratio.isnan(), ratio, torch.where(ratio >= 0, 1.0, -1.0))
+    return ratio.clamp(grid.low, grid.high).round_()
+
+
+def _open_range(grid: Grid) -> tuple[float, float]:
+    """The open interval of ratios whose gradient passes: those that round to a level (a tie to the even integer)."""
+    beyond = 1 + 2.0**-23  # the float32 number next to one
+    if grid.binary:
+        return -beyond, beyond
+    # lowest levels are even, so the tie below them rounds to them; highest are odd, the tie above them does not
+    return (grid.low - 0.5) * beyond, grid.high + 0.5

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -36,8 +36,8 @@ class TestLevels:
     def test_levels_are_those_of_the_format_bit_for_bit(self, x, bits, source):
         quantizer = TensorQuantizer(bits, scale=source)
         levels = quantizer(x)
-        if not quantizer.initialised:  # zeros only
-            assert not x.any()
+        if not quantizer.initialised:  # zeros only, or so small that their mean is zero
+            assert not x.abs().mean()
             return
         assert torch.equal(levels, quantizer.number_format.quantize(x))
         assert torch.equal(levels, quantizer.number_format.quantize(levels))
