@@ -2,5 +2,6 @@
 
 from lightning_effnn.callbacks.focused_compression import FocusedCompression
 from lightning_effnn.callbacks.hardware_energy import HardwareEnergyMonitor
+from lightning_effnn.callbacks.low_precision_search import LowPrecisionSearch
 
-__all__ = ["FocusedCompression", "HardwareEnergyMonitor"]
+__all__ = ["FocusedCompression", "HardwareEnergyMonitor", "LowPrecisionSearch"]

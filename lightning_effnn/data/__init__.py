@@ -2,7 +2,15 @@
 
 from lightning_effnn.data.cifar10 import CIFAR10DataModule
 from lightning_effnn.data.digits import DigitsDataModule
+from lightning_effnn.data.graphs import GraphDataModule, SyntheticGraphDataModule
 from lightning_effnn.data.mnist import MNISTDataModule
 from lightning_effnn.data.sst2 import SST2DataModule
 
-__all__ = ["CIFAR10DataModule", "DigitsDataModule", "MNISTDataModule", "SST2DataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "GraphDataModule",
+    "MNISTDataModule",
+    "SST2DataModule",
+    "SyntheticGraphDataModule",
+]

@@ -210,7 +210,7 @@ class Tracer:
                 self._recorder.see_batch(inspect_batch(args, self.batch_dim))
 
     def _leave_module(self, frame: Frame, module: nn.Module, args: Any, result: Any) -> None:
-        if result is not None and not frame.loss and is_leaf(module):
+        if result is not None and not frame.loss and not self._mode.simulated and is_leaf(module):
             with self._mode.paused():
                 self._leaves.append(measure(frame.name, module, args, result, self._recorder.book))
 

@@ -15,6 +15,7 @@ from lightning_effnn.quantization.coverage import CoverageReport, coverage
 from lightning_effnn.quantization.model import bake_, quantize_
 from lightning_effnn.quantization.plan import PRESETS, AverageBits, QuantizationPlan
 from lightning_effnn.quantization.quantizer import TensorQuantizer
+from lightning_effnn.quantization.scales import ScaleOptimizer
 from lightning_effnn.quantization.sites import ActivationSite, Site, activation_sites, weight_sites
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "AverageBits",
     "CoverageReport",
     "QuantizationPlan",
+    "ScaleOptimizer",
     "Site",
     "TensorQuantizer",
     "activation_sites",

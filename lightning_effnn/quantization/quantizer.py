@@ -140,7 +140,7 @@ class TensorQuantizer(nn.Module):
 
     def _scale_and_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
         """The scale to use for ``x``, of the shape of :attr:`scale`, and the levels; learns from ``x``."""
-        ready, observing = self._ready(), self.source == "observed" and self.training
+        ready, observing = self.ready(), self.source == "observed" and self.training
         if ready and self.source != "dynamic" and not observing:
             self._check_channels(x)
             return self._magnitude(), grid_of(self.bits, self._signed)
@@ -182,8 +182,8 @@ class TensorQuantizer(nn.Module):
             self.initialised.fill_(True)
         self._signed, self._seen_ready = signed, True
 
-    def _ready(self) -> bool:
-        """Whether a scale is known; once it is, the flag isn't read again, for a device waits for that."""
+    def ready(self) -> bool:
+        """Return whether a scale is known; once it is, the flag isn't read again, for a device waits for that."""
         if not self._seen_ready and bool(self.initialised):
             self._signed, self._seen_ready = bool(self.is_signed), True
         return self._seen_ready

@@ -46,6 +46,8 @@ class Task:
     epochs: int
     optimizer: dict[str, Any]
     compression: dict[str, Any] = field(default_factory=dict)
+    dense_optimizer: dict[str, Any] | None = None
+    """Of the dense fit, where it is another."""
     from_dense: bool = False
     """Whether the compressed fit goes on from the dense network of the same seed, or starts where that started."""
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
@@ -80,6 +82,7 @@ TASKS = {
         dense_epochs=6,
         epochs=24,
         optimizer={"optimizer": "sgd", "lr": 0.04, "weight_decay": 1e-4},
+        dense_optimizer={"optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4},
         compression={
             "sparsity": 0.74,
             "bits": 4,
@@ -152,11 +155,12 @@ class Bench:
 
     def dense(self, seed: int, epochs: int) -> Row:
         """Train the dense network and keep it, for the compressed fit to start from."""
-        key = self._key("dense", seed, epochs, {})
+        optimizer = self.task.dense_optimizer or self.task.optimizer
+        key = self._key("dense", seed, epochs, {}) | {"optimizer": optimizer}
         known = self._known(key)
         if known is not None and (self._weights(seed).exists() or not self.task.from_dense):
             return known
-        model, data, start = self._model(seed), self.task.data(seed), time.perf_counter()
+        model, data, start = self._model(seed, optimizer), self.task.data(seed), time.perf_counter()
         self._trainer(epochs).fit(model, data)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(
@@ -207,10 +211,10 @@ class Bench:
     def _weights(self, seed: int) -> Path:
         return self.folder / f"{self.name}-{seed}.safetensors"
 
-    def _model(self, seed: int) -> ImageClassifier:
+    def _model(self, seed: int, optimizer: dict[str, Any] | None = None) -> ImageClassifier:
         L.seed_everything(seed, verbose=False)
         net = self.task.net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return ImageClassifier(net, **self.task.optimizer)
+        return ImageClassifier(net, **(optimizer or self.task.optimizer))
 
     def _trainer(self, epochs: int, *callbacks: L.Callback, precision: Any = None) -> L.Trainer:
         return L.Trainer(

@@ -1,0 +1,129 @@
+"""The user's loss on batches that are not trained on, in the middle of training and without a trace of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class HeldOut:
+    """Batches of the first validation loader, over and over; without one, the training batch at hand.
+
+    Args:
+        trainer: in a fit, once its loaders can be made.
+        position: batches taken so far, to go on from there.
+
+    Attributes:
+        validation: whether they are validation batches.
+    """
+
+    def __init__(self, trainer: Any, position: int = 0) -> None:
+        self.position = position
+        self._loader = _validation_loader(trainer)
+        self.validation = self._loader is not None
+        self._batches: Iterator[Any] | None = None
+
+    def batch(self, trainer: Any, training_batch: Any) -> Any:
+        """Return the next batch, on the model's device."""
+        if self._loader is None:
+            return training_batch
+        with torch.random.fork_rng(devices=[]):  # a loader's iterator draws a seed
+            if self._batches is None:
+                self._batches = islice(iter(self._loader), self.position % len(self._loader), None)
+            batch = next(self._batches, None)
+            if batch is None:
+                self._batches = iter(self._loader)
+                batch = next(self._batches)
+        self.position += 1
+        batch = trainer.precision_plugin.convert_input(batch)
+        return trainer.strategy.batch_to_device(batch)
+
+
+def _validation_loader(trainer: Any) -> Any:
+    if not trainer.enable_validation:
+        return None
+    if trainer.val_dataloaders is None:  # before the first validation
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    loaders = trainer.val_dataloaders
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+    try:
+        return loader if loader and len(loader) else None
+    except TypeError as error:
+        raise ValueError(f"the validation loader is a {type(loader).__name__} without a length: give it one") from error
+
+
+def held_out_loss(trainer: Any, pl_module: Any, batch: Any, seed: int) -> float:
+    """Return what ``training_step`` says of a batch, in eval mode and without gradients.
+
+    Nothing is logged, no running statistic, metric or random number of the fit is touched.
+
+    Args:
+        trainer, pl_module: of the fit.
+        batch: on the model's device.
+        seed: of the random numbers drawn in the step.
+
+    Raises:
+        TypeError: if ``training_step`` returns neither a loss nor a mapping that holds one.
+    """
+    takes = len(inspect.signature(pl_module.training_step).parameters)
+    with _unnoticed(pl_module, seed), trainer.precision_plugin.val_step_context():
+        result = pl_module.training_step(*(batch, 0)[:takes])
+    loss = result.get("loss") if isinstance(result, dict) else result
+    if loss is None:  # a batch that the model passes over
+        return float("nan")
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"training_step returned a {type(loss).__name__}: a loss, or a dict with the key 'loss', is needed"
+        )
+    return float(loss.detach())
+
+
+@contextmanager
+def _unnoticed(pl_module: Any, seed: int) -> Iterator[None]:
+    modes = [(module, module.training) for module in pl_module.modules()]
+    metrics = [(module, _metric_state(module)) for module in pl_module.modules() if _is_metric(module)]
+    muted = {name: _nothing for name in ("log", "log_dict") if name not in pl_module.__dict__}
+    device = next(iter(pl_module.parameters())).device
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.no_grad())
+        torch.manual_seed(seed)
+        pl_module.__dict__.update(muted)
+        pl_module.eval()
+        try:
+            yield
+        finally:
+            for name in muted:
+                del pl_module.__dict__[name]
+            for module, mode in modes:
+                module.training = mode
+            for module, state in metrics:
+                module.__dict__.update(state)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """In place of ``log``."""
+
+
+def _is_metric(module: nn.Module) -> bool:
+    return any(
+        kind.__name__ == "Metric" and kind.__module__.startswith("torchmetrics") for kind in type(module).__mro__
+    )
+
+
+def _metric_state(metric: Any) -> dict[str, Any]:
+    """The sums of a metric so far: plain attributes that an update replaces or adds to."""
+    names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
+    return {name: _copied(metric.__dict__[name]) for name in names if name in metric.__dict__}
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value

@@ -1,0 +1,63 @@
+"""What both modules for graphs do with nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the groups for Adam: matrices decay, biases don't.
+
+    Args:
+        net: with or without quantisers.
+        lr: of all parameters.
+        weight_decay: of matrices.
+    """
+    matrices = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    return [{"params": matrices, "lr": lr, "weight_decay": weight_decay}, {"params": others, "lr": lr}]
+
+
+def node_mask(batch: Any, name: str) -> Tensor | None:
+    """Return a graph's mask; None if it has none or no node in it."""
+    mask: Tensor | None = batch.get(name)
+    return mask if mask is not None and bool(mask.any()) else None
+
+
+def held_out(batch: Any, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Split nodes in two, three to one: the same nodes each time; None for a part without any.
+
+    Args:
+        batch: a graph; ``n_id`` holds its nodes' numbers where it is a part of a larger one.
+        mask: of the nodes to split.
+    """
+    number = batch.get("n_id")
+    number = torch.arange(len(mask), device=mask.device) if number is None else number
+    # mixed, for labels may follow the order of the nodes (Knuth, The Art of Computer Programming 3, section 6.4)
+    out = mask & ((number * 2654435761 >> 16) % 4 == 0)
+    left = mask & ~out
+    return left if bool(left.any()) else None, out if bool(out.any()) else None
+
+
+def node_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the nodes in ``mask``."""
+    return F.cross_entropy(scores[mask], labels[mask])
+
+
+def node_accuracy(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Return the share of the nodes in ``mask`` whose class has the highest score."""
+    return (scores[mask].argmax(1) == labels[mask]).float().mean()
+
+
+def step_seed(*numbers: int) -> int:
+    """Return a seed that mixes the numbers, the same in every process."""
+    return hash(tuple(numbers)) % 2**63
+
+
+def own_random_numbers(device: torch.device) -> Any:
+    """Return a context that gives the global random state back as it was."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -1,0 +1,117 @@
+"""A LightningModule that trains a network to name the classes of a graph's nodes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_effnn.modules._nodes import node_accuracy, node_loss, node_mask, parameter_groups
+
+
+class NodeClassifier(L.LightningModule):
+    """Cross-entropy on the training nodes of one graph with Adam; the weights of the best validation are those kept.
+
+    A batch is a torch-geometric ``Data`` with ``x``, ``edge_index``, ``y`` and the masks ``train_mask``, ``val_mask``,
+    ``test_mask``. Training ends when validation hasn't improved for ``patience`` epochs. The best weights so far are
+    kept in memory and put back at the end of the fit, so that a test is of these. Logs ``train/loss``, ``val/loss``,
+    ``val/acc``, ``test/loss`` and ``test/acc``.
+
+    Args:
+        net: from features ``[N, C]`` and edges ``[2, E]`` to scores ``[N, num_classes]``.
+        lr: learning rate.
+        weight_decay: of matrices.
+        patience: epochs without a better validation after which training ends.
+
+    Raises:
+        ValueError: a learning rate that is not positive, or a patience below 1; in training, a graph without training
+            nodes.
+
+    Source: optimiser and numbers are those of Kipf and Welling (2017), arXiv 1609.02907, section 5.2.
+
+    >>> from lightning_effnn.search.graph import GraphNet, GraphNetConfig
+    >>> NodeClassifier(GraphNet(GraphNetConfig.gcn(32, 4))).patience
+    100
+    """
+
+    def __init__(self, net: nn.Module, lr: float = 0.01, weight_decay: float = 5e-4, patience: int = 100) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ValueError(f"lr is {lr}: use a positive learning rate")
+        if patience < 1:
+            raise ValueError(f"patience is {patience}: use a whole number of at least 1")
+        self.save_hyperparameters(ignore=["net"])
+        self.net = net
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.best_epoch = -1
+        self._best: tuple[float, float] | None = None  # accuracy, and minus the loss where accuracies are equal
+        self._best_weights: dict[str, Tensor] | None = None
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Return scores ``[N, num_classes]``."""
+        scores: Tensor = self.net(x, edge_index)
+        return scores
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the loss of the training nodes; a mini-batch without any is passed over."""
+        mask = node_mask(batch, "train_mask")
+        if mask is None:
+            if self.trainer.num_training_batches == 1:
+                raise ValueError("train_mask of the graph is empty: at least one training node is needed")
+            return None
+        loss = node_loss(self(batch.x, batch.edge_index), batch.y, mask)
+        self.log("train/loss", loss, batch_size=int(mask.sum()), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and accuracy of the validation nodes."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and accuracy of the test nodes."""
+        self._evaluate("test", batch)
+
+    def on_validation_end(self) -> None:
+        """Keep the weights if they are the best so far; end the fit if it is long since they were."""
+        metrics = self.trainer.callback_metrics
+        if self.trainer.sanity_checking or "val/acc" not in metrics:
+            return
+        found = float(metrics["val/acc"]), -float(metrics["val/loss"])
+        if self._best is None or found > self._best:
+            self._best, self.best_epoch = found, self.current_epoch
+            self._best_weights = copy.deepcopy(self.net.state_dict())
+        elif self.current_epoch - self.best_epoch >= self.patience:
+            self.trainer.should_stop = True
+
+    def on_fit_end(self) -> None:
+        """Put the best weights back."""
+        if self._best_weights is not None:
+            self.net.load_state_dict(self._best_weights)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the best weights so far."""
+        checkpoint["best"] = {"found": self._best, "epoch": self.best_epoch, "weights": self._best_weights}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the best weights so far."""
+        best = checkpoint.get("best", {})
+        self._best = tuple(best["found"]) if best.get("found") else None
+        self.best_epoch, self._best_weights = best.get("epoch", -1), best.get("weights")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(parameter_groups(self.net, self.lr, self.weight_decay))
+
+    def _evaluate(self, stage: str, batch: Any) -> None:
+        mask = node_mask(batch, f"{stage}_mask")
+        if mask is None:
+            return
+        scores = self(batch.x, batch.edge_index)
+        size = int(mask.sum())
+        self.log(f"{stage}/loss", node_loss(scores, batch.y, mask), batch_size=size)
+        self.log(f"{stage}/acc", node_accuracy(scores, batch.y, mask), batch_size=size, prog_bar=True)

@@ -1,0 +1,70 @@
+import torch
+
+from lightning_effnn.formats import FixedPoint
+from lightning_effnn.formats.tagging import listeners
+from lightning_effnn.quantization import TensorQuantizer
+from lightning_effnn.search.bits import BitChoice
+
+X = torch.randn(64, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_active_option_is_the_quantiser_of_its_bits():
+    choice = BitChoice((2, 4, 32), weight=True)
+    for number, bits in enumerate(choice.bits):
+        choice.active = number
+        alone = TensorQuantizer(bits, signed=True)
+        assert torch.equal(choice(X), alone(X))
+    assert torch.equal(choice(X), X)
+
+
+def test_each_option_has_a_scale_of_its_own_that_learns_only_while_observing():
+    choice = BitChoice((4, 8), weight=True)
+    choice(X)  # the option that is active at first gets its scale, the other has none yet
+    assert choice.options[1].ready()
+    assert not choice.options[0].ready()
+    scale = choice.option.scale.clone()
+    choice.observing = False
+    choice(3 * X)
+    assert torch.equal(choice.option.scale, scale)
+    choice.observing = True
+    choice(3 * X)
+    assert torch.allclose(choice.option.scale, 3 * scale)
+    choice.eval()
+    choice(X)
+    assert torch.allclose(choice.option.scale, 3 * scale)
+
+
+def test_an_option_without_a_scale_learns_one_though_not_observing():
+    choice = BitChoice((4, 8), weight=False)
+    choice.active, choice.observing = 0, False
+    choice(X)
+    assert choice.option.ready()
+
+
+class Notes:
+    simulated = 0
+
+    def __init__(self):
+        self.tagged = []
+
+    def tag(self, tensor, number_format):
+        self.tagged.append((tensor.data_ptr(), number_format))
+
+
+def test_a_mark_is_declared_in_place_of_the_format_and_tells_what_was_seen():
+    choice = BitChoice((4, 32), weight=True)
+    choice.mark = FixedPoint(8, scale=1.25)
+    notes = Notes()
+    listeners.append(notes)
+    try:
+        for number, exact in ((0, False), (1, True)):
+            choice.active, choice.seen = number, (0, 0.0)
+            levels = choice(X)
+            assert (levels.data_ptr(), choice.mark) == notes.tagged[-1]
+            assert levels.data_ptr() != X.data_ptr()
+            elements, error = choice.seen
+            assert elements == 64
+            assert (error == 0) == exact
+            assert error < 0.05
+    finally:
+        listeners.remove(notes)
