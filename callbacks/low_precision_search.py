@@ -22,7 +22,7 @@ from lightning_effnn.search.bits import COSTS, BitSearch
 from lightning_effnn.search.bits.search import check_options
 from lightning_effnn.search.plots import choices_figure
 
-_COMPARE_EVERY = 8
+COMPARE_EVERY = 8
 """Steps of training for each comparison of a few draws, which takes as long as one and a half."""
 
 
@@ -176,7 +176,7 @@ class LowPrecisionSearch(Callback):
         if passed < 0 or self.plan is not None:
             return
         step = trainer.current_epoch * self._batches(trainer) + batch_idx
-        compares = step % _COMPARE_EVERY == 0
+        compares = step % COMPARE_EVERY == 0
         with simulated():  # a trace of this training step doesn't count what runs beside it
             if self.search is None:
                 self._begin(trainer, pl_module, batch, step)
@@ -231,7 +231,7 @@ class LowPrecisionSearch(Callback):
 
     def _begin(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
         start, end = self.window.fractions(trainer.max_epochs)
-        steps = round((end - start) * trainer.max_epochs * self._batches(trainer) / _COMPARE_EVERY)
+        steps = round((end - start) * trainer.max_epochs * self._batches(trainer) / COMPARE_EVERY)
         self.search = self._attached(pl_module, steps)
         self._held_out = HeldOut(trainer)
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"

@@ -37,7 +37,7 @@ class NeighborSampler:
         self._start[1:] = torch.bincount(target, minlength=data.num_nodes).cumsum(0)
 
     def __call__(self, nodes: Sequence[int]) -> Any:
-        """Return a ``Data`` with the given nodes first; the masks are true at these only. ``n_id`` holds their numbers."""
+        """Return a ``Data`` with the given nodes first; masks are true at these only, ``n_id`` holds all numbers."""
         generator = seeded(self.seed, *nodes)
         seeds = torch.tensor(nodes)
         known, frontier = seeds, seeds

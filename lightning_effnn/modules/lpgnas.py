@@ -205,8 +205,8 @@ class LPGNAS(L.LightningModule):
         probabilities = {name: p.detach().requires_grad_() for name, p in self._probabilities().items()}
         objective = self.surrogate.expected(probabilities) + self.hparams["cost_weight"] * self._cost(probabilities)
         gradients = torch.autograd.grad(objective, list(probabilities.values()), allow_unused=True)
-        # Mirror descent: logits move by what an option does, not by how probable it is, nor all equally far as with Adam,
-        # which decides what makes no difference too.
+        # Mirror descent: logits move by what an option does, not by how probable it is, nor all equally far as with
+        # Adam, which decides what makes no difference too.
         for logits, gradient in zip((*self.architecture.logits, *self.quantization.logits), gradients, strict=True):
             logits.grad = gradient
         optimizer.step()
@@ -274,7 +274,7 @@ class LPGNAS(L.LightningModule):
     def on_fit_end(self) -> None:
         """Write the network ahead, where a path was given."""
         if self._cost is None:
-            rank_zero_warn("LPGNAS: nothing was chosen: no batch after the warm-up had validation nodes, or none at all")
+            rank_zero_warn("LPGNAS: nothing was chosen: no batch after the warm-up had validation nodes")
         path = self.hparams["export"]
         if path is None or not self.trainer.is_global_zero:
             return

@@ -1,12 +1,10 @@
 """The recipes under compress/ run as they are, on a little data, and write the network that they end with."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from lightning_effnn.cli.main import main
 from lightning_effnn.cli.recipes import get_recipe
@@ -16,41 +14,6 @@ from lightning_effnn.modules import ResNetCIFAR
 from lightning_effnn.recipes.benchmarks import post_training_resnet20
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
-
-
-@pytest.fixture
-def sentences(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 160), ("dev", 32), ("test", 32)):
-        rows = []
-        for label in rng.integers(0, 2, count):
-            words = [*rng.choice(["a", "the", "film", "plot"], 4), ["dull", "fine"][label]]
-            rows.append(f"{' '.join(rng.permutation(words))}\t{label}\n")
-        (tmp_path / f"sst2_{part}.tsv").write_text("".join(rows))
-    monkeypatch.setenv("EFFNN_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def images(tmp_path, monkeypatch):
-    image = pytest.importorskip("PIL.Image")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 80), ("test", 40)):
-        chunks = []
-        for _ in range(count):
-            buffer = io.BytesIO()
-            image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "JPEG")
-            chunks.append(np.frombuffer(buffer.getvalue(), np.uint8))
-        np.savez(
-            tmp_path / f"cifar10_{part}_jpeg.npz",
-            jpeg=np.concatenate(chunks),
-            offsets=np.cumsum([0, *map(len, chunks)]),
-            labels=np.arange(count, dtype=np.uint8) % 10,
-        )
-    torch.manual_seed(0)
-    save_file(ResNetCIFAR(depth=20).state_dict(), tmp_path / "cifar10_resnet20.safetensors")
-    monkeypatch.setenv("EFFNN_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
 
 
 def run(name, *overrides):

@@ -76,7 +76,9 @@ class LogCost:
         Args:
             probabilities: for each choice a vector over its options.
         """
-        values = [torch.log(part.relative(probabilities) / low) / -math.log(low) for part, low in self._groups if low < 1]
+        values = [
+            torch.log(part.relative(probabilities) / low) / -math.log(low) for part, low in self._groups if low < 1
+        ]
         return torch.stack(values).mean() if values else torch.zeros(())
 
 

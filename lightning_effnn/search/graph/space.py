@@ -108,8 +108,8 @@ class GraphSpace:
     def features(self) -> dict[str, Tensor]:
         """What is known of options beforehand: how much narrow blocks and few bits may do harm, see AdditiveSurrogate.
 
-        Rounding to one bit less has about four times the squared error. Rows are of weights' bits, of activations' bits,
-        and of widths.
+        Rounding to one bit less has about four times the squared error. Rows are of weights' bits, of activations'
+        bits, and of widths.
         """
         found = {}
         for name, options in self.options.items():
