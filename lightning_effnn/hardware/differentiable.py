@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_effnn.hardware.pricing import Storage, price_mac
+from lightning_effnn.hardware.pricing import Storage, mac_components
 from lightning_effnn.hardware.report import CostReport
 
 
@@ -26,6 +26,7 @@ class EnergyModel:
 
     Attributes:
         names: module name of each of the ``N`` multiply-accumulate operations, in order.
+        operations: these operations, as traced.
 
     >>> import torch
     >>> from lightning_effnn import hardware
@@ -42,6 +43,7 @@ class EnergyModel:
         self._layers = [c for c in report.layers if c.mapping is not None]
         self._rest = sum(float(c.cost.energy_pJ) * c.operation.repeats for c in report.layers if c.mapping is None)
         self.names = [c.operation.name for c in self._layers]
+        self.operations = [c.operation for c in self._layers]
 
     def energy_uJ(
         self,
@@ -57,19 +59,20 @@ class EnergyModel:
 
         Args:
             w_bits, i_bits, o_bits: ``[N]`` widths of weights, inputs, outputs.
-            w_density, i_density, o_density: ``[N]`` shares of non-zeros.
+            w_density, i_density, o_density: ``[N]`` shares of non-zeros; or ``[N, B]``, for B inputs at once: the
+                energy is then ``[B]``.
 
         Raises:
-            ValueError: a tensor that hasn't one value a layer.
+            ValueError: a tensor that hasn't one value, or one row, a layer.
         """
         given = {
             "w_bits": w_bits, "i_bits": i_bits, "o_bits": o_bits,
             "w_density": w_density, "i_density": i_density, "o_density": o_density,
         }  # fmt: skip
         for name, tensor in given.items():
-            if tensor is not None and tensor.shape != (len(self._layers),):
+            if tensor is not None and (tensor.dim() not in (1, 2) or len(tensor) != len(self._layers)):
                 raise ValueError(
-                    f"{name} has the shape {tuple(tensor.shape)}: one value for each of the"
+                    f"{name} has the shape {tuple(tensor.shape)}: one value (or row) for each of the"
                     f" {len(self._layers)} multiply-accumulate layers is needed"
                 )
         total: Any = self._rest
@@ -77,7 +80,6 @@ class EnergyModel:
             assert layer.mapping is not None
             as_traced = Storage.of(layer.operation)
             storage = Storage(**{k: getattr(as_traced, k) if v is None else v[index] for k, v in given.items()})
-            total = total + price_mac(layer.operation, layer.mapping, self._chip, storage).energy_pJ * (
-                layer.operation.repeats
-            )
+            components, _, _ = mac_components(layer.operation, layer.mapping, self._chip, storage)
+            total = total + sum(components.values()) * layer.operation.repeats
         return torch.as_tensor(total) / 1e6

@@ -89,6 +89,27 @@ def price_mac(
 
     ``cycles`` replaces the mapping's time where another model counts it (a stall-free systolic array).
     """
+    components, dram_bits, dense_bits = mac_components(operation, mapped, accelerator, storage)
+    if cycles is not None:
+        return Cost(components, cycles, cycles, dram_bits)
+    saved = {role: accelerator.zeros[role].compute for role in ("weights", "activations")}
+    storage = storage.detached()
+    moved = _number(dram_bits)
+    width = max(port.max_bits for port in accelerator.memories[-1].ports)
+    total, computing = _time(mapped.timing, saved, storage, moved / max(dense_bits, 1.0), moved / width)
+    return Cost(components, total, computing, dram_bits)
+
+
+def mac_components(
+    operation: Operation, mapped: MappedLayer, accelerator: Accelerator, storage: Storage
+) -> tuple[dict[str, Any], Any, float]:
+    """Energy of a multiply-accumulate operation (one repeat) by component, without its time.
+
+    Widths and densities may be tensors of any one shape: a batch is priced at once.
+
+    Returns:
+        pJ by component; bits to and from DRAM; these bits if nothing were compressed.
+    """
     saved = {role: accelerator.zeros[role].compute for role in ("weights", "activations")}
     useful: dict[str, Any] = {
         "W": storage.w_density if saved["weights"] != "none" else 1.0,
@@ -112,13 +133,7 @@ def price_mac(
             bits = _bits(link, memory)
             dense_bits += bits
             dram_bits = dram_bits + bits * width
-    if cycles is not None:
-        return Cost(components, cycles, cycles, dram_bits)
-    storage = storage.detached()
-    moved = _number(dram_bits)
-    width = max(port.max_bits for port in dram.ports)
-    total, computing = _time(mapped.timing, saved, storage, moved / max(dense_bits, 1.0), moved / width)
-    return Cost(components, total, computing, dram_bits)
+    return components, dram_bits, dense_bits
 
 
 def _relative_width(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_effnn.formats.tagging import simulated
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -31,12 +33,20 @@ class ImageClassifier(L.LightningModule):
         schedule: ``"cosine"`` falls to zero over the fit, ``"constant"`` stays.
         label_smoothing: share of the label spread over all classes.
         input_shape: shape of one input; where it is given, a random one becomes the ``example_input_array``.
+        teacher: a trained network whose scores are learned beside the labels; it stays as it is, and is no part of the
+            model's state.
+        distillation: share of the loss that is the teacher's: the divergence of both softmaxes at ``temperature``.
+        temperature: by which scores are divided for it.
+
+    Source: distillation: Hinton, Vinyals and Dean (2015), arXiv 1503.02531, section 2.
 
     >>> from lightning_effnn.modules import SmallCNN
     >>> model = ImageClassifier(SmallCNN(), input_shape=(1, 8, 8))
     >>> model(model.example_input_array).shape
     torch.Size([1, 10])
     """
+
+    teacher: nn.Module | None
 
     def __init__(
         self,
@@ -49,13 +59,20 @@ class ImageClassifier(L.LightningModule):
         schedule: Literal["cosine", "constant"] = "cosine",
         label_smoothing: float = 0.0,
         input_shape: Sequence[int] | None = None,
+        teacher: nn.Module | None = None,
+        distillation: float = 0.9,
+        temperature: float = 4.0,
     ) -> None:
         super().__init__()
         _check("optimizer", optimizer, ("sgd", "adamw"))
         _check("schedule", schedule, ("cosine", "constant"))
         if lr <= 0:
             raise ValueError(f"lr is {lr}: use a positive learning rate")
-        self.save_hyperparameters(ignore=["net"])
+        if not 0 <= distillation <= 1:
+            raise ValueError(f"distillation is {distillation}: use a share of the loss from 0 to 1")
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: use a positive number")
+        self.save_hyperparameters(ignore=["net", "teacher"])
         self.net = net
         self.optimizer = optimizer
         self.lr = lr
@@ -63,6 +80,10 @@ class ImageClassifier(L.LightningModule):
         self.momentum = momentum
         self.schedule = schedule
         self.label_smoothing = label_smoothing
+        self.distillation = distillation
+        self.temperature = temperature
+        # not registered: its weights are nobody's to train, save or average
+        self.__dict__["teacher"] = None if teacher is None else teacher.eval().requires_grad_(False)
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         self.example_input_array = getattr(net, "example_input_array", None)
@@ -79,9 +100,21 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         inputs, labels = batch
-        loss = F.cross_entropy(self(inputs), labels, label_smoothing=self.label_smoothing)
+        scores = self(inputs)
+        loss = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+        if self.teacher is not None:
+            divergence = self._divergence(self.teacher, scores, inputs)
+            loss = (1 - self.distillation) * loss + self.distillation * divergence
         self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
         return loss
+
+    def _divergence(self, teacher: nn.Module, scores: Tensor, inputs: Tensor) -> Tensor:
+        """Of the softmax from the teacher's, times the squared temperature, which keeps gradients of one size."""
+        with torch.no_grad(), simulated():  # what the model costs is not what its teacher does
+            target: Tensor = teacher.to(inputs.device)(inputs)
+        ours, theirs = (F.log_softmax(s.float() / self.temperature, 1) for s in (scores, target))
+        divergence = F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+        return self.temperature**2 * divergence
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy."""

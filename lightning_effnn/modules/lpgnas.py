@@ -22,7 +22,6 @@ from lightning_effnn.modules._nodes import (
     step_seed,
 )
 from lightning_effnn.search.controller import Controller, Gates
-from lightning_effnn.search.cost import CostModel, CostTerm
 from lightning_effnn.search.graph import COSTS, GraphNet, GraphSpace, LogCost, SuperGraphNet, graph_cost, graph_sizes
 from lightning_effnn.search.graph.config import ACTIVATIONS, AGGREGATIONS, ATTENTIONS, FULL, SKIPS
 from lightning_effnn.search.graph.costs import graph_extents
@@ -141,12 +140,16 @@ class LPGNAS(L.LightningModule):
         """The option ahead of each choice."""
         return {**self.architecture.chosen(), **self.quantization.chosen()}
 
-    def derive(self) -> GraphNet:
-        """Return the network ahead, a plain module, with the weights it shares here.
+    def derive(self, graph: tuple[Tensor, Tensor] | None = None) -> GraphNet:
+        """Return the network ahead, a plain module, with the weights it shares here, to be trained on.
 
-        Retraining it from scratch (``GraphNet(net.config)`` in a ``NodeClassifier``) tends to give more.
+        Training ``GraphNet(net.config)`` from scratch instead is as good for most networks.
+
+        Args:
+            graph: ``(x, edge_index)`` on which it is to give the scores that it gives here, up to its quantisers'
+                steps; without it the scale of what is aggregated differs.
         """
-        return self.net.derive(self.chosen)
+        return self.net.derive(self.chosen, graph)
 
     def on_fit_start(self) -> None:
         """Refuse a fit without an end: the warm-up is a share of it."""
@@ -287,10 +290,8 @@ class LPGNAS(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the cost's tables and the way here."""
-        model = None if self._cost is None else self._cost.model
         checkpoint["lpgnas"] = {
-            "terms": [(term.name, list(term.choices), term.table, term.group) for term in model.terms] if model else [],
-            "unit": model.unit if model else "",
+            "cost": None if self._cost is None else self._cost.state,
             "history": self.history,
             "settled": self._settled,
             "validated": self._validated,
@@ -300,8 +301,7 @@ class LPGNAS(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there."""
         kept = checkpoint["lpgnas"]
-        terms = [CostTerm(name, tuple(choices), table, group) for name, choices, table, group in kept["terms"]]
-        self._cost = LogCost(CostModel(terms, kept["unit"])) if terms else None
+        self._cost = None if kept["cost"] is None else LogCost.from_state(kept["cost"])
         self.history, self._extents = list(kept["history"]), tuple(kept["extents"])
         self._settled, self._validated = kept["settled"], kept["validated"]
 

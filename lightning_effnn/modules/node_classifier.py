@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_effnn._files import write_whole
 from lightning_effnn.modules._nodes import node_accuracy, node_loss, node_mask, parameter_groups
+from lightning_effnn.modules._weights import load_weights_
 
 
 class NodeClassifier(L.LightningModule):
@@ -17,18 +21,22 @@ class NodeClassifier(L.LightningModule):
 
     A batch is a torch-geometric ``Data`` with ``x``, ``edge_index``, ``y`` and the masks ``train_mask``, ``val_mask``,
     ``test_mask``. Training ends when validation hasn't improved for ``patience`` epochs. The best weights so far are
-    kept in memory and put back at the end of the fit, so that a test is of these. Logs ``train/loss``, ``val/loss``,
-    ``val/acc``, ``test/loss`` and ``test/acc``.
+    kept in memory and put back at the end of the fit, so that a test is of these. With ``patience=None`` training goes
+    on to the end and the last weights stay, as a callback needs that changes the weights for good. Logs
+    ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``.
 
     Args:
         net: from features ``[N, C]`` and edges ``[2, E]`` to scores ``[N, num_classes]``.
         lr: learning rate.
         weight_decay: of matrices.
-        patience: epochs without a better validation after which training ends.
+        patience: epochs without a better validation after which training ends; None for never.
+        weights: of the net, to start from: a safetensors file that another fit exported.
+        export: path of the safetensors file of the net's weights, written at the end of the fit; None writes none.
 
     Raises:
-        ValueError: a learning rate that is not positive, or a patience below 1; in training, a graph without training
-            nodes.
+        ValueError: a learning rate that is not positive, a patience below 1, or weights of other names or shapes; in
+            training, a graph without training nodes.
+        FileNotFoundError: there is no such file of weights.
 
     Source: optimiser and numbers are those of Kipf and Welling (2017), arXiv 1609.02907, section 5.2.
 
@@ -37,17 +45,29 @@ class NodeClassifier(L.LightningModule):
     100
     """
 
-    def __init__(self, net: nn.Module, lr: float = 0.01, weight_decay: float = 5e-4, patience: int = 100) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        lr: float = 0.01,
+        weight_decay: float = 5e-4,
+        patience: int | None = 100,
+        weights: str | Path | None = None,
+        export: str | Path | None = None,
+    ) -> None:
         super().__init__()
         if lr <= 0:
             raise ValueError(f"lr is {lr}: use a positive learning rate")
-        if patience < 1:
+        if patience is not None and patience < 1:
             raise ValueError(f"patience is {patience}: use a whole number of at least 1")
-        self.save_hyperparameters(ignore=["net"])
+        # what a checkpoint is loaded with has its own weights
+        self.save_hyperparameters(ignore=["net", "weights"])
+        if weights is not None:
+            load_weights_(net, weights)
         self.net = net
         self.lr = lr
         self.weight_decay = weight_decay
         self.patience = patience
+        self.export = export
         self.best_epoch = -1
         self._best: tuple[float, float] | None = None  # accuracy, and minus the loss where accuracies are equal
         self._best_weights: dict[str, Tensor] | None = None
@@ -79,7 +99,7 @@ class NodeClassifier(L.LightningModule):
     def on_validation_end(self) -> None:
         """Keep the weights if they are the best so far; end the fit if it is long since they were."""
         metrics = self.trainer.callback_metrics
-        if self.trainer.sanity_checking or "val/acc" not in metrics:
+        if self.patience is None or self.trainer.sanity_checking or "val/acc" not in metrics:
             return
         found = float(metrics["val/acc"]), -float(metrics["val/loss"])
         if self._best is None or found > self._best:
@@ -89,9 +109,12 @@ class NodeClassifier(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        """Put the best weights back."""
+        """Put the best weights back; write them, where a path was given."""
         if self._best_weights is not None:
             self.net.load_state_dict(self._best_weights)
+        if self.export is not None and self.trainer.is_global_zero:
+            state = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+            write_whole(self.export, lambda beside: save_file(state, beside))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the best weights so far."""

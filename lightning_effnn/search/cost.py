@@ -59,9 +59,7 @@ class CostModel:
     {'': 16.0}
     """
 
-    def __init__(
-        self, terms: Sequence[CostTerm], unit: str, references: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, terms: Sequence[CostTerm], unit: str, references: Mapping[str, float] | None = None) -> None:
         for term in terms:
             if term.table.dim() != len(term.choices):
                 raise ValueError(f"table of {term.name} has {term.table.dim()} axes for {len(term.choices)} choices")

@@ -112,6 +112,7 @@ class BitsBench(Bench):
         spent = time.process_time() - spent
         plan = callback.plan
         assert isinstance(plan, QuantizationPlan)
+        data.setup("test")
         x = next(iter(data.test_dataloader()))[0][:1]
         bits = plan.average_bits(model, x)
         row = key | {

@@ -3,10 +3,11 @@
     EFFNN_DATA=/path/to/data effnn run benchmarks/search_graphs --graph cora --split public --seeds 5
     effnn run benchmarks/search_graphs --seeds 0 --out results.json --plot fronts.png
 
-Every network is trained from scratch in the same way (Adam, the weights of the best validation). A search gives one
-network for each ``--cost-weight``. Random search trains as many steps as one search, on networks drawn evenly, and
-picks by the same error and cost. Sizes are of weights with biases, and of activations as a sum and as the peak.
-Results are kept in ``--out`` as they come; what is there is not run again.
+Every network is trained twice in the same way (Adam, the weights of the best validation), and the one with the better
+validation counts: from two random starts, or for a searched network from one and from the weights of the search. A
+search gives one network for each ``--cost-weight``. Random search trains as many steps as all of these searches, on
+networks drawn evenly, and picks one for each weight by the same error and cost. Sizes are of weights with biases, and
+of activations as a sum and as the peak. Results are kept in ``--out`` as they come; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import Any
 import lightning as L
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from lightning_effnn import hardware
 from lightning_effnn._files import write_whole
 from lightning_effnn.data import GraphDataModule
 from lightning_effnn.modules import LPGNAS, NodeClassifier
-from lightning_effnn.recipes.benchmarks._fronts import dominated_area, plot_fronts
+from lightning_effnn.recipes.benchmarks._fronts import plot_fronts
+from lightning_effnn.recipes.benchmarks._graph_tables import areas, panels, tables, width_tables
 from lightning_effnn.search import Controller
 from lightning_effnn.search.graph import (
     GraphNet,
@@ -46,8 +47,7 @@ from lightning_effnn.search.graph.costs import graph_extents
 Row = dict[str, Any]
 GRAPHS = ("cora", "citeseer", "cora_ml", "amazon_computers")
 RANDOM_TRIES = 6
-"""Networks that random search tries; each gets as large a share of the search's epochs."""
-HAND_MADE = ("GCN-16", "GCN-64", "GAT 8x8")
+"""Networks that random search tries for each cost weight; together they train as many epochs as one search."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,11 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         bench.run()
     rows = _read(args.out)
-    Console().print(_table(rows))
-    for line in _areas(rows):
+    for table in (*tables(rows), *width_tables(rows)):
+        Console(width=120).print(table)
+    for line in areas(rows):
         print(line)
     if args.plot:
-        plot_fronts(_panels(rows), args.plot)
+        plot_fronts(panels(rows), args.plot)
     return 0
 
 
@@ -112,19 +113,26 @@ class Bench:
         settings = {**shared, "cost_weight": min(self.args.cost_weight)}
         if not self._known("LPGNAS, fp32", settings):
             self._keep("LPGNAS, fp32", settings, self._searched(**settings, w_bits=(32,), a_bits=(32,)))
+        picked: dict[GraphNetConfig, Row] = {}
         for weight in self.args.cost_weight:
-            settings = {**shared, "cost_weight": weight, "tries": RANDOM_TRIES}
+            settings = {**shared, "cost_weight": weight, "tries": self._count}
             if not self._known("random", settings):
                 config = min(self._tries, key=lambda known: known[1] + weight * known[2])[0]
-                self._keep("random", settings, self._trained(config))
+                if config not in picked:
+                    picked[config] = self._trained(config)
+                self._keep("random", settings, picked[config])
 
     def _searched(self, epochs: int, cost: Any, cost_weight: float, **options: Any) -> Row:
         search = LPGNAS(*self.size, cost=cost, cost_weight=cost_weight, seed=self.seed, **options)
         start = time.perf_counter()
         self._trainer(epochs, check_val_every_n_epoch=epochs).fit(search, self.data)
         seconds = time.perf_counter() - start
-        row = self._trained(search.derive().config)
+        row = self._trained(search.derive().config, search.derive((self.graph.x, self.graph.edge_index)))
         return {**row, "search_seconds": seconds, "search_over_training": seconds / epochs / row["epoch_seconds"]}
+
+    @property
+    def _count(self) -> int:
+        return RANDOM_TRIES * len(self.args.cost_weight)
 
     @cached_property
     def _tries(self) -> list[tuple[GraphNetConfig, float, float]]:
@@ -135,16 +143,18 @@ class Bench:
             graph_cost(self.args.cost, SuperGraphNet(space), self.graph.x, self.graph.edge_index, "eyeriss_like")
         )
         found = []
-        for _ in range(RANDOM_TRIES):
+        for _ in range(self._count):
             picks = controller.draw()
             chosen = {name: options[picks[name]] for name, options in space.options.items()}
-            model, _ = self._fit(space.config(chosen), self.args.epochs // RANDOM_TRIES)
+            model, _ = self._fit(None, space.config(chosen), epochs=self.args.epochs // RANDOM_TRIES)
             error = 1 - self._accuracy(model, "val_mask")
             found.append((space.config(chosen), error, float(cost(controller.gates_of(chosen)))))
         return found
 
-    def _trained(self, config: GraphNetConfig) -> Row:
-        model, seconds = self._fit(config, self.args.train_epochs)
+    def _trained(self, config: GraphNetConfig, start: GraphNet | None = None) -> Row:
+        fits = [self._fit(None if number else start, config, number) for number in range(2)]
+        starts = [self._accuracy(model, "val_mask") for model, _ in fits]
+        model, _ = fits[starts.index(max(starts))]
         sizes = graph_sizes(config, *graph_extents(self.graph.x, self.graph.edge_index))
         rounded = [kept for kept in (*sizes.weights, *sizes.buffers) if not kept.name.endswith(".bias")]
         trace = hardware.trace(model.net.eval(), self.graph.x, edge_index=self.graph.edge_index)
@@ -156,17 +166,20 @@ class Bench:
             "peak_bits": sizes.peak_bits,
             "mean_bits": statistics.mean(kept.bits for kept in rounded),
             "energy_uJ": hardware.estimate(trace, "eyeriss_like").energy_uJ,
-            "epoch_seconds": seconds,
+            "epoch_seconds": fits[1][1],
+            "starts": [[value, self._accuracy(fit, "test_mask")] for value, (fit, _) in zip(starts, fits, strict=True)],
             "config": config.to_dict(),
         }
 
-    def _fit(self, config: GraphNetConfig, epochs: int) -> tuple[NodeClassifier, float]:
+    def _fit(
+        self, net: GraphNet | None, config: GraphNetConfig, start: int = 0, epochs: int = 0
+    ) -> tuple[NodeClassifier, float]:
         """Train; the network, and seconds an epoch."""
-        L.seed_everything(self.seed, verbose=False)
-        model = NodeClassifier(GraphNet(config))
-        trainer, start = self._trainer(epochs), time.perf_counter()
+        L.seed_everything(1000 * start + self.seed, verbose=False)
+        model = NodeClassifier(net or GraphNet(config))
+        trainer, begin = self._trainer(epochs or self.args.train_epochs), time.perf_counter()
         trainer.fit(model, self.data)
-        return model.eval(), (time.perf_counter() - start) / max(1, trainer.current_epoch)
+        return model.eval(), (time.perf_counter() - begin) / max(1, trainer.current_epoch)
 
     def _trainer(self, epochs: int, **options: Any) -> L.Trainer:
         return L.Trainer(
@@ -200,92 +213,6 @@ class Bench:
 def _read(path: Path) -> list[Row]:
     rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
     return rows
-
-
-def _name(row: Row) -> str:
-    weight = row["settings"].get("cost_weight")
-    return row["kind"] if weight is None else f"{row['kind']} {weight:g}"
-
-
-def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
-    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for row in rows:
-        groups.setdefault((row["graph"], row["split"]), {}).setdefault(_name(row), []).append(row)
-    return groups
-
-
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return statistics.mean(row[key] for row in rows)
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(title="mean over seeds; smaller: against the best network by hand", title_justify="left")
-    for heading in ("graph", "network", "seeds", "accuracy", "+-", "model kB", "smaller", "buffers kB", "smaller",
-                    "peak kB", "bits", "energy uJ", "search/training"):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for (graph, split), kinds in _groups(rows).items():
-        hand = [kinds[kind] for kind in HAND_MADE if kind in kinds]
-        best = max(hand, key=lambda members: _mean(members, "accuracy")) if hand else None
-        for name, members in kinds.items():
-            accuracy = [row["accuracy"] for row in members]
-            error = statistics.stdev(accuracy) / len(accuracy) ** 0.5 if len(accuracy) > 1 else float("nan")
-            sizes = []
-            for key in ("weight_bits", "buffer_bits"):
-                size = _mean(members, key)
-                sizes += [f"{size / 8e3:,.1f}", f"{_mean(best, key) / size:.1f}x" if best else "-"]
-            ratio = f"{_mean(members, 'search_over_training'):.1f}" if "search_over_training" in members[0] else "-"
-            table.add_row(
-                f"{graph} {split}", name, str(len(members)), f"{statistics.mean(accuracy):.1%}", f"{error:.1%}", *sizes,
-                f"{_mean(members, 'peak_bits') / 8e3:,.1f}", f"{_mean(members, 'mean_bits'):.1f}",
-                f"{_mean(members, 'energy_uJ'):,.0f}", ratio,
-            )  # fmt: skip
-        table.add_section()
-    return table
-
-
-def _panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """For each graph and kind the mean (kB, accuracy) of each setting."""
-    return {
-        f"{graph}, {split} split": _points({n: [(_mean(m, "weight_bits") / 8e3, _mean(m, "accuracy"), m[0]["kind"])]
-                                            for n, m in kinds.items()})
-        for (graph, split), kinds in _groups(rows).items()
-    }  # fmt: skip
-
-
-def _points(named: dict[str, list[tuple[float, float, str]]]) -> dict[str, list[tuple[float, float]]]:
-    points: dict[str, list[tuple[float, float]]] = {}
-    for entries in named.values():
-        for size, accuracy, kind in entries:
-            points.setdefault(kind, []).append((size, accuracy))
-    return points
-
-
-def _areas(rows: Sequence[Row]) -> list[str]:
-    """For each graph, the area dominated by the search and by random search, mean over the seeds that have both."""
-    lines = []
-    for (graph, split), kinds in _groups(rows).items():
-        members = [row for name in kinds for row in kinds[name]]
-        corner = _corner(members)
-        areas: dict[str, dict[int, float]] = {"LPGNAS": {}, "random": {}}
-        for kind, found in areas.items():
-            for seed in {row["seed"] for row in members if row["kind"] == kind}:
-                own = [row for row in members if row["kind"] == kind and row["seed"] == seed]
-                found[seed] = dominated_area([(row["weight_bits"], row["accuracy"]) for row in own], corner)
-        both = sorted(areas["LPGNAS"].keys() & areas["random"].keys())
-        if both:
-            search, random = (statistics.mean(areas[kind][seed] for seed in both) for kind in ("LPGNAS", "random"))
-            wins = sum(areas["LPGNAS"][seed] > areas["random"][seed] for seed in both)
-            lines.append(
-                f"{graph} {split}: dominated area {search:.3f}, of random search {random:.3f};"
-                f" larger in {wins} of {len(both)} seeds"
-            )
-    return lines
-
-
-def _corner(rows: Sequence[Row]) -> tuple[float, float]:
-    """Where areas are measured from: the largest network by hand, at twenty points below the best."""
-    hand = [row for row in rows if row["kind"] in HAND_MADE]
-    return max(row["weight_bits"] for row in hand), max(row["accuracy"] for row in hand) - 0.2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_effnn.search.cost import CostModel
+from lightning_effnn.search.cost import CostModel, CostTerm
 from lightning_effnn.search.graph.densities import measured_densities
 from lightning_effnn.search.graph.energy import EnergyTables
 from lightning_effnn.search.graph.supernet import SuperGraphNet
@@ -69,6 +69,17 @@ class LogCost:
             part = CostModel(terms, model.unit)
             low = sum(float(term.table.min()) for term in terms) / part.references[group]
             self._groups.append((part, max(low, 1e-9)))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> LogCost:
+        """Build it from :attr:`state`."""
+        return cls(CostModel([CostTerm(*term) for term in state["terms"]], state["unit"]))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain types and tensors, for a checkpoint."""
+        terms = [(term.name, term.choices, term.table, term.group) for term in self.model.terms]
+        return {"terms": terms, "unit": self.model.unit}
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Return the scalar, with a gradient.

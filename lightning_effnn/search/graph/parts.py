@@ -128,14 +128,13 @@ class LearnedAttention(nn.Module):
         return F.dropout(coefficients, self.dropout, self.training)
 
     def _scores(self, h: Tensor, weight: Tensor, graph: Graph) -> Tensor:
-        vectors = dict(zip(self.names, weight, strict=True))
+        vectors: dict[str, Tensor] = dict(zip(self.names, weight, strict=True))
         source, target = graph.source, graph.target
         if self.kind == "linear":
             return torch.tanh((h * vectors["r"]).sum(-1))[source]
         left, right = h * vectors["l"], h * vectors["r"]
         if self.kind == "cos":
-            scores = (left[target] * right[source]).sum(-1)
-            return scores
+            return (left[target] * right[source]).sum(-1)
         if self.kind == "gen_linear":
             return (torch.tanh(left[target] + right[source]) * vectors["a"]).sum(-1)
         left, right = left.sum(-1), right.sum(-1)

@@ -1,0 +1,129 @@
+"""Tables and fronts of the rows of benchmarks/search_graphs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lightning_effnn.recipes.benchmarks._fronts import dominated_area
+from lightning_effnn.search.graph.config import BITS
+
+Row = dict[str, Any]
+HAND_MADE = ("GCN-16", "GCN-64", "GAT 8x8")
+
+
+def _name(row: Row) -> str:
+    weight = row["settings"].get("cost_weight")
+    return row["kind"] if weight is None else f"{row['kind']} {weight:g}"
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row["graph"], row["split"]), {}).setdefault(_name(row), []).append(row)
+    return groups
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(statistics.mean(row[key] for row in rows))
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """For each graph and split one line a kind of network: accuracy, sizes, energy, time of the search."""
+    return [_table(f"{graph}, {split} split", kinds) for (graph, split), kinds in _groups(rows).items()]
+
+
+def _table(title: str, kinds: dict[str, list[Row]]) -> Table:
+    table = Table(title=f"{title}: mean over seeds; x: smaller than the best by hand", title_justify="left")
+    for heading in ("network", "seeds", "acc.", "+-", "kB", "x", "buffers", "x", "peak", "bits", "uJ", "search"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    hand = [kinds[kind] for kind in HAND_MADE if kind in kinds]
+    best = max(hand, key=lambda members: _mean(members, "accuracy")) if hand else None
+    for name, members in kinds.items():
+        accuracy = [row["accuracy"] for row in members]
+        error = f"{statistics.stdev(accuracy) / len(accuracy) ** 0.5:.1%}" if len(accuracy) > 1 else "-"
+        sizes = []
+        for key in ("weight_bits", "buffer_bits"):
+            size = _mean(members, key)
+            sizes += [f"{size / 8e3:.0f}", f"{_mean(best, key) / size:.1f}" if best else "-"]
+        table.add_row(
+            name, str(len(members)), f"{statistics.mean(accuracy):.1%}", error, *sizes,
+            f"{_mean(members, 'peak_bits') / 8e3:.0f}", f"{_mean(members, 'mean_bits'):.1f}",
+            f"{_mean(members, 'energy_uJ'):.0f}",
+            f"{_mean(members, 'search_over_training'):.1f}" if "search_over_training" in members[0] else "-",
+        )  # fmt: skip
+    return table
+
+
+def width_tables(rows: Sequence[Row]) -> list[Table]:
+    """For each graph, how often each place of a searched network got how many bits."""
+    tables = []
+    for (graph, split), kinds in _groups(rows).items():
+        found = [row["config"] for name in kinds for row in kinds[name] if row["kind"] == "LPGNAS"]
+        places: dict[str, list[int]] = {}
+        for config in found:
+            places.setdefault("input_a", []).append(config["input_a"])
+            for number, block in enumerate(config["blocks"]):
+                for name in BITS:
+                    if name in block:
+                        places.setdefault(f"{number}.{name}", []).append(block[name])
+        if not found:
+            continue
+        table = Table(title=f"{graph}, {split} split: widths chosen in {len(found)} searches", title_justify="left")
+        widths = sorted({bits for chosen in places.values() for bits in chosen})
+        for heading in ("place", "median", *(f"{bits} bits" for bits in widths)):
+            table.add_column(heading, justify="right")
+        for place, chosen in sorted(places.items(), key=lambda item: ("input" not in item[0], item[0])):
+            table.add_row(place, f"{statistics.median(chosen):g}", *(str(chosen.count(bits)) for bits in widths))
+        tables.append(table)
+    return tables
+
+
+def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """For each graph and kind the mean (kB, accuracy) of each setting."""
+    return {
+        f"{graph}, {split} split": _points({n: [(_mean(m, "weight_bits") / 8e3, _mean(m, "accuracy"), m[0]["kind"])]
+                                            for n, m in kinds.items()})
+        for (graph, split), kinds in _groups(rows).items()
+    }  # fmt: skip
+
+
+def _points(named: dict[str, list[tuple[float, float, str]]]) -> dict[str, list[tuple[float, float]]]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for entries in named.values():
+        for size, accuracy, kind in entries:
+            points.setdefault(kind, []).append((size, accuracy))
+    return points
+
+
+def areas(rows: Sequence[Row]) -> list[str]:
+    """For each graph, the area dominated by the search and by random search, mean over the seeds that have both."""
+    lines = []
+    for (graph, split), kinds in _groups(rows).items():
+        members = [row for name in kinds for row in kinds[name]]
+        corner = _corner(members)
+        found_areas: dict[str, dict[int, float]] = {"LPGNAS": {}, "random": {}}
+        for kind, found in found_areas.items():
+            for seed in {row["seed"] for row in members if row["kind"] == kind}:
+                own = [row for row in members if row["kind"] == kind and row["seed"] == seed]
+                found[seed] = dominated_area([(row["weight_bits"], row["accuracy"]) for row in own], corner)
+        both = sorted(found_areas["LPGNAS"].keys() & found_areas["random"].keys())
+        if both:
+            search, random = (
+                statistics.mean(found_areas[kind][seed] for seed in both) for kind in ("LPGNAS", "random")
+            )
+            wins = sum(found_areas["LPGNAS"][seed] > found_areas["random"][seed] for seed in both)
+            lines.append(
+                f"{graph} {split}: dominated area {search:.3f}, of random search {random:.3f};"
+                f" larger in {wins} of {len(both)} seeds"
+            )
+    return lines
+
+
+def _corner(rows: Sequence[Row]) -> tuple[float, float]:
+    """Where areas are measured from: the largest network by hand, at twenty points below the best."""
+    hand = [row for row in rows if row["kind"] in HAND_MADE]
+    return max(row["weight_bits"] for row in hand), max(row["accuracy"] for row in hand) - 0.2

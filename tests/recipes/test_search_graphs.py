@@ -1,0 +1,55 @@
+"""The benchmark of graph searches runs, keeps its rows, and measures fronts as it says."""
+
+import json
+
+import pytest
+
+from lightning_effnn.data import SyntheticGraphDataModule
+from lightning_effnn.recipes.benchmarks import search_graphs
+from lightning_effnn.recipes.benchmarks._fronts import dominated_area, plot_fronts
+
+
+def test_the_area_is_that_of_the_rectangles_that_points_dominate():
+    assert dominated_area([(4.0, 0.9), (2.0, 0.8), (8.0, 0.7)], corner=(16.0, 0.5)) == pytest.approx(1.1)
+    assert dominated_area([(4.0, 0.9)], corner=(16.0, 0.5)) == pytest.approx(0.8)
+    assert dominated_area([(32.0, 0.9), (4.0, 0.4)], corner=(16.0, 0.5)) == 0
+    assert dominated_area([], corner=(16.0, 0.5)) == 0
+
+
+def test_fronts_are_drawn(tmp_path):
+    plot_fronts({"a graph": {"by hand": [(9.0, 0.8)], "searched": [(1.0, 0.7), (2.0, 0.8)]}}, tmp_path / "fronts.png")
+    assert (tmp_path / "fronts.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_all_networks_of_a_seed_are_measured_once(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_geometric")
+    monkeypatch.setattr(
+        search_graphs, "GraphDataModule", lambda name, split, seed: SyntheticGraphDataModule(num_nodes=80, seed=seed)
+    )
+    out = tmp_path / "out.json"
+    arguments = ["--epochs", "12", "--train-epochs", "6", "--cost-weight", "0.1", "2.0", "--out", str(out)]
+    assert search_graphs.main(arguments) == 0
+    rows = json.loads(out.read_text())
+    assert [row["kind"] for row in rows] == [
+        "GCN-16", "GCN-64", "GAT 8x8", "GCN-64 W8A8", "GCN-64 W4A8", "GCN-64 W4A4", "LPGNAS", "LPGNAS", "LPGNAS, fp32",
+        "random", "random",
+    ]  # fmt: skip
+    by_kind = {row["kind"]: row for row in rows}
+    assert by_kind["GCN-64"]["weight_bits"] > 6 * by_kind["GCN-64 W4A4"]["weight_bits"]
+    assert by_kind["GCN-64"]["mean_bits"] == 32
+    assert by_kind["GCN-64 W4A4"]["mean_bits"] == 4
+    assert by_kind["LPGNAS, fp32"]["mean_bits"] == 32
+    assert all(row["validation"] == max(value for value, _ in row["starts"]) for row in rows)
+    assert all(0 <= row["accuracy"] <= 1 and row["energy_uJ"] > 0 for row in rows)
+    assert search_graphs.main([*arguments, "--plot", str(tmp_path / "fronts.png")]) == 0
+    assert json.loads(out.read_text()) == rows
+    assert (tmp_path / "fronts.png").exists()
+    assert "dominated area" in capsys.readouterr().out
+
+
+def test_missing_data_is_named(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_geometric")
+    monkeypatch.delenv("EFFNN_DATA", raising=False)
+    assert search_graphs.main(["--out", str(tmp_path / "out.json")]) == 2
+    assert "EFFNN_DATA" in capsys.readouterr().err
