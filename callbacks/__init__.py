@@ -3,5 +3,13 @@
 from lightning_effnn.callbacks.focused_compression import FocusedCompression
 from lightning_effnn.callbacks.hardware_energy import HardwareEnergyMonitor
 from lightning_effnn.callbacks.low_precision_search import LowPrecisionSearch
+from lightning_effnn.callbacks.sponge_evaluation import SpongeEvaluation
+from lightning_effnn.callbacks.sponge_training import SpongeTraining
 
-__all__ = ["FocusedCompression", "HardwareEnergyMonitor", "LowPrecisionSearch"]
+__all__ = [
+    "FocusedCompression",
+    "HardwareEnergyMonitor",
+    "LowPrecisionSearch",
+    "SpongeEvaluation",
+    "SpongeTraining",
+]

@@ -1,0 +1,114 @@
+"""Train a network whose worst input costs little more than a natural one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from lightning_effnn.callbacks._loss_term import LossTerm
+from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.robustness.objectives import SIGMA
+from lightning_effnn.robustness.training import Inner, SpongePenalty, check_attack
+
+
+class SpongeTraining(Callback):
+    """Adds to the loss how dense activations are on inputs that were crafted to make them dense.
+
+    Each step a part of the batch is attacked and run once more; the smooth share of non-zeros that goes into its
+    layers, times ``weight``, joins the loss of ``training_step``. Statistics of batch norm are those of natural inputs
+    alone.
+
+    Logged each epoch: ``sponge/penalty``, the mean of that share.
+
+    Args:
+        weight: of the density, a share from 0 to 1, against the loss.
+        attack: ``"pgd"`` (within ``eps`` of natural inputs), ``"unbounded"`` (from noise, anywhere in the range),
+            ``"noise"``, or ``"clean"`` (a penalty on natural inputs, no attack); several take turns.
+        eps: largest change of a number.
+        steps: of the inner attack.
+        share: of each batch that is attacked.
+        sigma: magnitude that counts as half a non-zero.
+        low, high: range of valid inputs.
+        prefix: first part of the logged keys.
+
+    Raises:
+        ValueError: an argument out of range.
+        MisconfigurationException: a module with manual optimisation.
+        TypeError: in training, batches whose first part is no floating-point tensor.
+
+    Example:
+        >>> SpongeTraining(weight=1.0, attack=("pgd", "unbounded"), steps=3).attack
+        ('pgd', 'unbounded')
+
+    Source: Madry et al. (2018), arXiv 1706.06083, with the aim of Shumailov et al. (2021), arXiv 2006.03463.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        attack: Inner | Sequence[Inner] = ("pgd", "unbounded"),
+        eps: float = 8 / 255,
+        steps: int = 3,
+        share: float = 0.25,
+        sigma: float = SIGMA,
+        low: float = 0.0,
+        high: float = 1.0,
+        *,
+        prefix: str = "sponge",
+    ) -> None:
+        if not weight > 0:
+            raise ValueError(f"weight={weight!r}: a number above 0 is needed")
+        if not low < high:
+            raise ValueError(f"low={low!r}, high={high!r}: a range of inputs is needed")
+        check_attack(attack, eps, steps, share)
+        self.attack = (attack,) if isinstance(attack, str) else tuple(attack)
+        self.weight, self.eps, self.steps, self.share = weight, eps, steps, share
+        self.sigma, self.low, self.high, self.prefix = sigma, low, high, prefix
+        self._term: LossTerm | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Fixed by the prefix."""
+        return f"{type(self).__name__}[{self.prefix}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wrap the module's training step."""
+        if stage != "fit" or self._term is not None:
+            return
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "SpongeTraining adds to the loss that training_step returns: it needs automatic_optimization"
+            )
+        penalty = SpongePenalty(
+            pl_module, self.attack, self.eps, self.steps, self.share, self.sigma, self.low, self.high
+        )
+
+        def term(batch: Any, *_: Any, **__: Any) -> Tensor | None:
+            if not pl_module.training:  # somebody asks for the loss of held-out inputs
+                return None
+            x = batch[0] if isinstance(batch, list | tuple) else batch
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                raise TypeError(f"a batch begins with a {type(x).__name__}: SpongeTraining needs a tensor of inputs")
+            with simulated():  # a trace of this training step doesn't count what runs beside it
+                value = penalty(x, trainer.global_step)
+            pl_module.log(
+                f"{self.prefix}/penalty",
+                value.detach(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(x),
+                sync_dist=True,
+            )
+            return self.weight * value
+
+        self._term = LossTerm(pl_module, term)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module its own training step back."""
+        if stage == "fit" and self._term is not None:
+            self._term.remove()
+            self._term = None

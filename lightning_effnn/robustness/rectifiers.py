@@ -1,0 +1,82 @@
+"""A gradient for what is switched off.
+
+A rectifier that gives zero has no gradient: along it, no attack could switch a neuron on, which is all that burns
+energy. Within :func:`live_rectifiers` the outputs are what they were, and the gradient of a neuron that is off falls
+with its distance from being on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_RECTIFIERS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6)
+
+
+class _Live(torch.autograd.Function):
+    """The rectifier, with a gradient of 1 where it is on and of reach² / (reach² + x²) where it is off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, output: Tensor, reach: float) -> Tensor:
+        """Return ``output``."""
+        ctx.save_for_backward(x)
+        ctx.reach = reach
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of ``x``."""
+        (x,) = ctx.saved_tensors
+        square = x.clamp(max=0).square()
+        return gradients[0] * (ctx.reach**2 / (ctx.reach**2 + square)), None, None
+
+
+_live = cast("Callable[[Tensor, Tensor, float], Tensor]", _Live.apply)
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, reach: float) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _RECTIFIERS or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        six = func is F.relu6
+        output = F.hardtanh(x.detach(), 0.0, 6.0) if six else x.detach().clamp(min=0)
+        return _live(x, output, self.reach)
+
+
+@contextmanager
+def live_rectifiers(reach: float = 0.5) -> Iterator[None]:
+    """Let gradients through rectifiers that are off; what they give stays as it is.
+
+    Args:
+        reach: distance from zero at which half of the gradient passes, in the units of what goes into the rectifier.
+
+    Raises:
+        ValueError: a reach that is not above 0.
+
+    Source: a straight-through gradient for attacks: Athalye et al. (2018), "Obfuscated Gradients", arXiv 1802.00420,
+    section 4.1 (backward pass differentiable approximation).
+
+    >>> x = torch.tensor([-0.5, 1.0], requires_grad=True)
+    >>> with live_rectifiers(reach=0.5):
+    ...     y = F.relu(x)
+    >>> y.tolist(), torch.autograd.grad(y.sum(), x)[0].tolist()
+    ([0.0, 1.0], [0.5, 1.0])
+    """
+    if not reach > 0:
+        raise ValueError(f"reach is {reach!r}: use a number above 0")
+    with _Mode(reach):
+        yield

@@ -1,0 +1,303 @@
+"""Attacks, energies, training, guard: on small networks, in seconds."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_effnn import hardware
+from lightning_effnn import robustness as rb
+from lightning_effnn.modules import SmallCNN
+from lightning_effnn.robustness.activations import natural_statistics
+
+X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    net = SmallCNN(width=4)
+    for _ in range(5):  # statistics of something
+        net(torch.rand(32, 1, 8, 8))
+    return net.eval()
+
+
+def energies(net, x):
+    return rb.TracedEnergy(net, "eyeriss_like")(x)
+
+
+class TestEnergy:
+    def test_of_each_input_it_is_that_of_its_own_trace(self):
+        net = network()
+        alone = [hardware.estimate(hardware.trace(net, X[n : n + 1]), "eyeriss_like").energy_uJ for n in range(6)]
+        assert torch.allclose(energies(net, X), torch.tensor(alone))
+
+    def test_by_densities_it_follows_the_traces(self):
+        net = network()
+        inputs = torch.cat((X, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), X * (X > 0.7)))
+        fast, exact = rb.DensityEnergy(net, X, "eyeriss_like")(inputs), energies(net, inputs)
+        assert torch.corrcoef(torch.stack((fast, exact)))[0, 1] > 0.95
+        assert torch.allclose(fast, exact, rtol=0.12)  # zeros that no layer with weights reads aren't counted
+
+    def test_it_has_a_gradient_and_layers_save_in_proportion(self):
+        energy = rb.DensityEnergy(network(), X, "eyeriss_like")
+        x = X.clone().requires_grad_()
+        energy.smooth(x).sum().backward()
+        assert x.grad.abs().sum() > 0
+        savings = energy.savings_uJ()
+        assert set(savings) == {"block1.0", "block2.0", "block3.0", "classifier"}
+        assert savings["block2.0"] > savings["classifier"] > 0
+        assert sum(rb.layer_weights(savings).values()) == pytest.approx(1)
+
+    def test_a_chip_without_support_for_zeros_saves_nothing(self):
+        assert not rb.DensityEnergy(network(), X, "tpu_like").saves_zeros
+        assert rb.DensityEnergy(network(), X, "eyeriss_like").saves_zeros
+
+    def test_whole_modules_have_no_densities(self):
+        with pytest.raises(ValueError, match="TracedEnergy"):
+            rb.DensityEnergy(network(), X, "shumailov2021")
+        assert (rb.TracedEnergy(network(), "shumailov2021")(X) > 0).all()
+
+
+class TestAttacks:
+    @pytest.mark.parametrize("objective", ["l0", "energy"])
+    def test_gradients_find_more_than_chance_within_eps(self, objective):
+        net = network()
+        crafted = rb.sponge_pgd(net, X, eps=0.2, alpha=0.05, steps=20, objective=objective)
+        assert (crafted - X).abs().max() <= 0.2 + 1e-6
+        assert 0 <= crafted.min() <= crafted.max() <= 1
+        noise = rb.random_inputs(X, 0.2)
+        assert energies(net, crafted).mean() > energies(net, noise).mean()
+        assert energies(net, crafted).mean() > 1.003 * energies(net, X).mean()
+
+    @pytest.mark.parametrize("eps", [0.2, None])
+    def test_lbfgs_raises_its_objective(self, eps):
+        net = network()
+        aim = rb.Density(net, "l2")
+        crafted = rb.sponge_lbfgs(net, X, steps=20, eps=eps)
+        assert (aim(crafted) >= aim(X)).all()
+        assert aim(crafted).mean() > 1.05 * aim(X).mean()
+        assert eps is None or (crafted - X).abs().max() <= eps + 1e-5
+
+    def test_the_genetic_one_needs_no_gradient_and_beats_noise(self):
+        net = network()
+        energy = rb.DensityEnergy(net, X, "eyeriss_like")
+        crafted = rb.sponge_genetic(lambda x: energy(x).detach(), X, eps=0.2, pool=12, generations=12)
+        assert (crafted - X).abs().max() <= 0.2 + 1e-6
+        assert energy(crafted).mean() > energy(rb.random_inputs(X, 0.2)).mean()
+        assert (energy(crafted) >= energy(X)).all()
+
+    def test_they_are_seeded_and_leave_the_model_as_it_was(self):
+        net = network().train()
+        before = copy.deepcopy(net.state_dict())
+        energy = rb.DensityEnergy(net, X, "eyeriss_like")
+        attacks = [
+            lambda: rb.sponge_pgd(net, X, 0.1, 0.02, 4, random_start=True, seed=3),
+            lambda: rb.sponge_lbfgs(net, X, steps=4),
+            lambda: rb.sponge_genetic(energy, X, pool=4, generations=3, seed=3),
+        ]
+        for attack in attacks:
+            assert torch.equal(attack(), attack())
+        assert net.training
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+    def test_interrupted_the_genetic_one_returns_the_best_so_far(self):
+        calls = []
+
+        def fitness(x):
+            calls.append(len(x))
+            if len(calls) > 4:
+                raise KeyboardInterrupt
+            return x.flatten(1).sum(1)
+
+        crafted = rb.sponge_genetic(fitness, X, pool=8, generations=50)
+        assert (crafted.flatten(1).sum(1) >= X.flatten(1).sum(1)).all()
+        assert len(calls) == 5
+
+    def test_a_fitness_that_raises_is_the_users_own(self):
+        def broken(x):
+            raise RuntimeError("the meter is off")
+
+        with pytest.raises(RuntimeError, match="the meter is off"):
+            rb.sponge_genetic(broken, X)
+
+    @pytest.mark.parametrize(
+        ("call", "error", "words"),
+        [
+            (lambda: rb.sponge_pgd(network(), X, eps=0), ValueError, "eps is 0"),
+            (lambda: rb.sponge_pgd(network(), X, alpha=-1), ValueError, "alpha is -1"),
+            (lambda: rb.sponge_pgd(network(), X, steps=0), ValueError, "steps is 0"),
+            (lambda: rb.sponge_pgd(network(), X, objective="l7"), ValueError, "objective is 'l7'"),
+            (lambda: rb.sponge_pgd(network(), 2 * X), ValueError, r"lies in \["),
+            (lambda: rb.sponge_pgd(network(), (255 * X).byte()), TypeError, "uint8"),
+            (lambda: rb.sponge_pgd(network(), X * float("nan")), ValueError, "lies in"),
+            (lambda: rb.sponge_pgd(nn.ReLU(), X), ValueError, "no layer with weights"),
+            (lambda: rb.sponge_lbfgs(network(), X, lr=0), ValueError, "lr is 0"),
+            (lambda: rb.sponge_genetic(lambda x: x.sum(), X), ValueError, "fitness returned the shape"),
+            (lambda: rb.sponge_genetic(lambda x: x, X, pool=1), ValueError, "pool is 1"),
+            (lambda: rb.sponge_genetic(lambda x: x, X, mutation=0), ValueError, "mutation is 0"),
+            (lambda: rb.Density(network(), sigma=0), ValueError, "sigma is 0"),
+            (lambda: rb.Density(network(), weights={"nose": 1.0}), ValueError, "'nose'"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, call, error, words):
+        with pytest.raises(error, match=words):
+            call()
+
+
+class TestRectifiers:
+    @pytest.mark.parametrize("relu", [F.relu, torch.relu, nn.ReLU(), nn.ReLU(inplace=True), lambda x: x.relu()])
+    def test_outputs_stay_and_what_is_off_has_a_gradient(self, relu):
+        x = torch.tensor([-2.0, -0.1, 3.0], requires_grad=True)
+        with rb.live_rectifiers(reach=0.1):
+            y = relu(x * 1.0)
+        assert y.tolist() == [0.0, 0.0, 3.0]
+        far, near, on = torch.autograd.grad(y.sum(), x)[0].tolist()
+        assert 0 < far < near < on == 1
+        assert near == pytest.approx(0.5)
+
+
+class TestTraining:
+    def test_statistics_are_those_of_the_natural_part(self):
+        norm = nn.BatchNorm2d(3)
+        nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+        x = torch.randn(8, 3, 5, 5) * 3 + 1
+        running = norm.running_mean.clone()
+        with natural_statistics(5, 8):
+            y = norm(x)
+        natural = F.batch_norm(x[:5], None, None, norm.weight, norm.bias, True)
+        assert torch.allclose(y[:5], natural, atol=1e-5)
+        assert torch.equal(norm.running_mean, running)
+
+    def test_a_step_down_the_penalty_makes_the_deployed_network_sparser(self):
+        net = network().train()
+        x = torch.rand(64, 1, 8, 8)
+        energy = rb.DensityEnergy(net, x, "eyeriss_like")
+        before = energy(x).mean()
+        penalty = rb.SpongePenalty(net, ("pgd", "unbounded"), eps=0.1, steps=2, share=0.5)
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for number in range(120):
+            optimizer.zero_grad()
+            net(x)  # the statistics follow
+            penalty(x, number).backward()
+            optimizer.step()
+        assert energy(x).mean() < 0.95 * before
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"attack": "fgsm"}, "'fgsm'"),
+            ({"attack": ()}, "attack is"),
+            ({"share": 0}, "share is 0"),
+            ({"steps": 0}, "st"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, arguments, words):
+        with pytest.raises(ValueError, match=words):
+            rb.SpongePenalty(network(), **arguments)
+
+
+class TestEvaluation:
+    def test_natural_worst_and_gain_come_together(self):
+        report = rb.evaluate(
+            network(), [(X[:3], torch.tensor([1, 2, 3])), (X[3:], torch.tensor([4, 5, 6]))], eps=0.2, limit=5, steps=8
+        )
+        assert [row["inputs"] for row in report.rows()] == ["natural", *rb.ATTACKS]
+        assert len(report.natural.energy_uJ) == 5
+        assert report.worst.mean_uJ == max(outcome.mean_uJ for outcome in report.attacks)
+        assert report.gain == pytest.approx(report.worst.mean_uJ / report.natural.mean_uJ)
+        assert report.gain > 1
+        assert sum(report.natural.layers.values()) == pytest.approx(report.natural.mean_uJ, rel=1e-3)
+        assert 0 <= report.natural.accuracy <= 1
+        assert "gain" in str(report.table().title)
+
+    def test_without_labels_there_is_no_accuracy_and_own_attacks_are_welcome(self):
+        report = rb.evaluate(network(), [X], attacks={"dark": lambda model, x: torch.zeros_like(x)}, limit=4)
+        assert report.natural.accuracy is None
+        assert report.attacks[0].name == "dark"
+
+    def test_a_chip_that_saves_nothing_is_said_once(self):
+        with pytest.warns(UserWarning, match="saves nothing") as caught:
+            report = rb.evaluate(network(), [X], "tpu_like", attacks=["pgd"], steps=2, limit=2)
+        assert sum("saves nothing" in str(w.message) for w in caught) == 1
+        assert report.gain == pytest.approx(1, abs=1e-6)
+
+    def test_the_papers_simulator_orders_natural_random_and_sponge(self):
+        # dark images with a bright square: natural ones have zeros that noise has not
+        natural = torch.zeros(4, 1, 8, 8)
+        natural[:, :, 2:5, 2:5] = 1
+        report = rb.evaluate(network(), [natural], "shumailov2021", ["random", "pgd"], eps=None, steps=20)
+        random, pgd = report.attacks
+        assert report.natural.mean_uJ < random.mean_uJ < pgd.mean_uJ
+
+    @pytest.mark.parametrize(
+        ("loader", "arguments", "error", "words"),
+        [
+            ([], {}, ValueError, "loader is empty"),
+            ([X], {"limit": 0}, ValueError, "limit is 0"),
+            ([X], {"attacks": ["magic"]}, ValueError, "'magic'"),
+            ([X], {"accelerator": "abacus"}, ValueError, "abacus"),
+            ([["a"]], {}, TypeError, "begins with a str"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, loader, arguments, error, words):
+        with pytest.raises(error, match=words):
+            rb.evaluate(network(), loader, **arguments)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(10, 4), nn.Linear(4, 2)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.shape[1])
+        return self.linear(self.embedding(x).relu().mean(1))
+
+
+class TestGuard:
+    def test_natural_inputs_pass_dense_ones_are_refused_and_the_limits_are_saved(self):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        nn.init.constant_(net[1].bias, -2.0)
+        guard = rb.EnergyGuard(net).profile([(X, 0)], quantile=1.0)
+        assert torch.equal(guard(X), net(X))
+        assert not guard.verdict.refused.any()
+        again = rb.EnergyGuard(copy.deepcopy(net))
+        again.load_state_dict(guard.state_dict())
+        with pytest.raises(rb.SpongeError, match="non-zero"):
+            again(1000 * net[1].weight.sum(0).sign().view(1, 1, 8, 8))
+
+    @pytest.mark.parametrize("policy", ["raise", "truncate", "flag"])
+    def test_long_sequences(self, policy):
+        natural = [torch.randint(1, 10, (50, 12)) * (torch.arange(12) < 8)]
+        model = Tokens()
+        guard = rb.EnergyGuard(model, policy).profile(natural, quantile=1.0)
+        assert int(guard.most_length) == 8
+        long = torch.randint(1, 10, (2, 30))
+        if policy == "raise":
+            with pytest.raises(rb.SpongeError, match="30 tokens: 8"):
+                guard(long)
+            return
+        guard(long)
+        assert guard.verdict.refused.all()
+        assert model.seen[-1] == (8 if policy == "truncate" else 30)
+
+    def test_one_in_a_thousand_is_refused(self):
+        net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2))
+        generator = torch.Generator().manual_seed(0)
+        guard = rb.EnergyGuard(net, "flag").profile([torch.randn(20000, 16, generator=generator)], quantile=0.99)
+        guard(torch.randn(20000, 16, generator=generator))
+        assert 0.001 < guard.verdict.refused.float().mean() < 0.02
+
+    def test_what_cannot_be_is_refused(self):
+        with pytest.raises(ValueError, match="loader is empty"):
+            rb.EnergyGuard(network()).profile([])
+        with pytest.raises(ValueError, match="policy is 'ban'"):
+            rb.EnergyGuard(network(), "ban")
+        with pytest.raises(ValueError, match="quantile is 2"):
+            rb.EnergyGuard(network()).profile([X], quantile=2)
+        with pytest.warns(UserWarning, match="at least 1000 are needed"):
+            rb.EnergyGuard(network()).profile([X], quantile=0.999)
