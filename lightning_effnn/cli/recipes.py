@@ -38,9 +38,9 @@ class Recipe:
 
 
 def find_recipes(folder: Path | None = None) -> dict[str, Recipe]:
-    """Return every recipe below ``folder`` by name: all YAML files, and the benchmarks."""
+    """Return every recipe below ``folder`` by name: all YAML files, and Python files in its folders (benchmarks)."""
     root = folder or Path(str(resources.files("lightning_effnn.recipes")))
-    files = sorted(root.rglob("*.yaml")) + sorted((root / "benchmarks").glob("*.py"))
+    files = sorted(root.rglob("*.yaml")) + sorted(root.glob("*/*.py"))
     recipes = {}
     for path in files:
         parts = path.relative_to(root).with_suffix("").parts

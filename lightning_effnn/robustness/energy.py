@@ -125,7 +125,7 @@ class DensityEnergy:
             for number, name in enumerate(self._names)
         ]
         dense = torch.stack(rows)
-        # on a chip that saves nothing the energy doesn't depend on densities: it keeps the shape, and a gradient of zero
+        # on a chip that saves nothing the energy doesn't depend on densities: shape and a gradient of zero stay
         return self._energy.energy_uJ(i_density=dense) + 0.0 * dense.sum(0)
 
     def savings_uJ(self) -> dict[str, float]:

@@ -16,7 +16,8 @@ def test_the_registry_is_the_folder(tmp_path):
         "benchmarks/speed.py": '"""Measure speed.\n\nIn detail.\n"""\n',
         "benchmarks/_tools.py": '"""Not a recipe."""\n',
         "benchmarks/_private/x.yaml": "# No.\n",
-        "search/code.py": '"""Not a benchmark."""\n',
+        "search/compare.py": '"""Compare several."""\n',
+        "search/__init__.py": '"""Not a recipe."""\n',
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -24,6 +25,7 @@ def test_the_registry_is_the_folder(tmp_path):
     assert summaries == {
         "first": "Do the first thing.",
         "search/second": "",
+        "search/compare": "Compare several.",
         "benchmarks/speed": "Measure speed.",
     }
 

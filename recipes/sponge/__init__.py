@@ -1,0 +1,1 @@
+"""Recipes of sponge robustness that compare several fits."""
