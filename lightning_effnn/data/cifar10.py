@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_effnn._lookup import find_file
+from lightning_effnn.data._augment import cropped
 from lightning_effnn.data._sampling import SeededShuffle, seeded
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -153,10 +154,7 @@ def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
     mirrored = torch.rand(count, 1, generator=generator) < 0.5
     rows = top + torch.arange(height)
     columns = left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
-    padded = torch.nn.functional.pad(images, (_MARGIN,) * 4)
-    picture = torch.arange(count).view(-1, 1, 1)
-    index = [i.to(images.device) for i in (picture, rows.unsqueeze(2), columns.unsqueeze(1))]
-    return padded[index[0], :, index[1], index[2]].permute(0, 3, 1, 2).contiguous()
+    return cropped(images, rows, columns, _MARGIN)
 
 
 def _as_fetched(batch: Any) -> Any:

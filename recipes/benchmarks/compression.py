@@ -50,8 +50,8 @@ class Task:
     """Of the dense fit, where it is another."""
     from_dense: bool = False
     """Whether the compressed fit goes on from the dense network of the same seed, or starts where that started."""
-    distilled: bool = False
-    """Whether the dense network of the same seed teaches the compressed one."""
+    teaching: dict[str, float] | None = None
+    """How the dense network of the same seed teaches the compressed one; it doesn't where this is None."""
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     """Of training only, which is two to three times faster on CPUs that have it; accuracy is of fp32 arithmetic."""
 
@@ -64,19 +64,21 @@ def _resnet20() -> torch.nn.Module:
 TASKS = {
     "lenet5": Task(
         LeNet5,
-        lambda seed: MNISTDataModule(batch_size=128, val_size=0, seed=seed),
+        lambda seed: MNISTDataModule(batch_size=128, val_size=0, seed=seed, shift=2),
         dense_epochs=20,
-        epochs=30,
+        epochs=40,
         optimizer={"optimizer": "sgd", "lr": 0.03, "weight_decay": 5e-4},
         compression={
-            "sparsity": 0.9898,
+            "sparsity": 0.9892,
             "bits": 4,
-            "prune": (0.1, 0.5),
-            "quantize": (0.55, 0.7),
+            "prune": (0.0, 0.4),
+            "quantize": (0.5, 0.65),
             "method": "magnitude",
             "scope": "lamp",
             "other": "int8",
         },
+        from_dense=True,
+        teaching={"distillation": 0.7, "temperature": 2.0},
     ),
     "resnet20": Task(
         _resnet20,
@@ -95,7 +97,7 @@ TASKS = {
             "other": "fp16",
         },
         from_dense=True,
-        distilled=True,
+        teaching={"distillation": 0.9, "temperature": 4.0},
     ),
     "sst2": Task(
         lambda: TextTransformer(vocab_size=7206, dropout=0.5),
@@ -175,17 +177,19 @@ class Bench:
 
     def focused(self, seed: int, epochs: int, settings: Row) -> Row:
         """Train on with compression; accuracy is that of the network loaded back from the file."""
-        key = self._key("focused", seed, epochs, settings) | ({"distilled": True} if self.task.distilled else {})
+        key = self._key("focused", seed, epochs, settings) | (
+            {"teaching": self.task.teaching} if self.task.teaching else {}
+        )
         known = self._known(key)
         if known is not None:
             return known
         model, data, start = self._model(seed), self.task.data(seed), time.perf_counter()
         if self.task.from_dense:
             model.net.load_state_dict(load_file(self._weights(seed)))
-        if self.task.distilled:
+        if self.task.teaching is not None:
             teacher = self.task.net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             teacher.load_state_dict(load_file(self._weights(seed)))
-            model = ImageClassifier(model.net, **self.task.optimizer, teacher=teacher)
+            model = ImageClassifier(model.net, **self.task.optimizer, teacher=teacher, **self.task.teaching)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.effnn"
             callback = FocusedCompression(export=path, **settings)
