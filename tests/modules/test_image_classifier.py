@@ -78,3 +78,46 @@ def test_checkpoint_loads_with_the_network_given(tmp_path):
     assert loaded.lr == 0.02
     for old, new in zip(model.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+class TestTeacher:
+    def model(self, **kw):
+        torch.manual_seed(0)
+        teacher = SmallCNN()
+        return ImageClassifier(SmallCNN(), schedule="constant", teacher=teacher, **kw), teacher
+
+    def test_it_is_no_part_of_the_model_and_stays_as_it_is(self):
+        model, teacher = self.model()
+        assert list(model.state_dict()) == list(ImageClassifier(SmallCNN()).state_dict())
+        before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+        optimizer = model.configure_optimizers()
+        model.log = lambda *_, **__: None
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.training_step((torch.rand(8, 1, 8, 8), torch.arange(8)), 0).backward()
+            optimizer.step()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+    def test_taught_alone_a_network_becomes_like_its_teacher(self):
+        model, teacher = self.model(distillation=1.0, temperature=2.0)
+        x, labels = torch.rand(32, 1, 8, 8), torch.zeros(32, dtype=torch.long)
+        optimizer = torch.optim.Adam(model.net.parameters(), 3e-3)
+        model.log = lambda *_, **__: None
+        losses = []
+        for _ in range(40):
+            optimizer.zero_grad()
+            losses.append(model.training_step((x, labels), 0))
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[-1] < 0.2 * losses[0]
+        model, same = self.model(distillation=1.0)
+        model.net.load_state_dict(same.state_dict())
+        model.log = lambda *_, **__: None
+        assert float(model.eval().training_step((x, labels), 0)) == pytest.approx(0, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"), [({"distillation": 2}, "distillation is 2"), ({"temperature": 0}, "0")]
+    )
+    def test_what_cannot_be_is_refused(self, arguments, words):
+        with pytest.raises(ValueError, match=words):
+            ImageClassifier(SmallCNN(), **arguments)
