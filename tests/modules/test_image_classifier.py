@@ -99,7 +99,7 @@ class TestTeacher:
         assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
     def test_taught_alone_a_network_becomes_like_its_teacher(self):
-        model, teacher = self.model(distillation=1.0, temperature=2.0)
+        model, _teacher = self.model(distillation=1.0, temperature=2.0)
         x, labels = torch.rand(32, 1, 8, 8), torch.zeros(32, dtype=torch.long)
         optimizer = torch.optim.Adam(model.net.parameters(), 3e-3)
         model.log = lambda *_, **__: None
