@@ -50,7 +50,7 @@ class Task:
     """Of the dense fit, where it is another."""
     from_dense: bool = False
     """Whether the compressed fit goes on from the dense network of the same seed, or starts where that started."""
-    teaching: dict[str, float] | None = None
+    teaching: dict[str, Any] | None = None
     """How the dense network of the same seed teaches the compressed one; it doesn't where this is None."""
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     """Of training only, which is two to three times faster on CPUs that have it; accuracy is of fp32 arithmetic."""
