@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
 from lightning_effnn.compression import (
@@ -139,14 +140,8 @@ class FocusedCompression(Callback):
         """Refuse early what cannot work."""
         if stage != "fit":
             return
-        strategy = type(trainer.strategy).__name__
-        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise MisconfigurationException(
-                f"FocusedCompression needs whole weights, and {strategy} shards them: use DDP or one device"
-            )
-        epochs = trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise MisconfigurationException("FocusedCompression has windows in a fit: it needs max_epochs")
+        check_whole_weights(trainer, self)
+        epochs = check_end(trainer, self)
         for window in (self.prune, self.quantize):
             if window is not None:
                 window.fractions(epochs)

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
+from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
 from lightning_effnn.formats.tagging import simulated
@@ -138,19 +139,13 @@ class LowPrecisionSearch(Callback):
         """Refuse early what cannot work."""
         if stage != "fit":
             return
-        strategy = type(trainer.strategy).__name__
-        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise MisconfigurationException(
-                f"LowPrecisionSearch needs whole weights, and {strategy} shards them: use DDP or one device"
-            )
+        check_whole_weights(trainer, self)
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "LowPrecisionSearch asks training_step for the loss of validation batches, which with manual"
                 " optimisation would step the optimiser: it needs automatic_optimization"
             )
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise MisconfigurationException("LowPrecisionSearch has a schedule in a fit: it needs max_epochs")
-        self.window.fractions(trainer.max_epochs)
+        self.window.fractions(check_end(trainer, self))
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where a checkpoint was taken."""

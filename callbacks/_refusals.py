@@ -1,0 +1,34 @@
+"""What several callbacks refuse before a fit begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+_SHARDING = ("FSDP", "DeepSpeed", "ModelParallel")
+
+
+def check_whole_weights(trainer: Any, callback: Any) -> None:
+    """Refuse strategies under which a process holds a part of each weight only.
+
+    Raises:
+        MisconfigurationException: names the callback, the strategy and what would do.
+    """
+    strategy = type(trainer.strategy).__name__
+    if any(word in strategy for word in _SHARDING):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} needs whole weights, and {strategy} shards them: use DDP or one device"
+        )
+
+
+def check_end(trainer: Any, callback: Any) -> int:
+    """Return the number of epochs; refuse a fit whose end isn't known in epochs.
+
+    Raises:
+        MisconfigurationException: names the callback and the argument of the Trainer.
+    """
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise MisconfigurationException(f"{type(callback).__name__} has a schedule in a fit: it needs max_epochs")
+    return int(epochs)
