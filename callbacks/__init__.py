@@ -3,6 +3,7 @@
 from lightning_effnn.callbacks.focused_compression import FocusedCompression
 from lightning_effnn.callbacks.hardware_energy import HardwareEnergyMonitor
 from lightning_effnn.callbacks.low_precision_search import LowPrecisionSearch
+from lightning_effnn.callbacks.pde_residual_loss import PDEResidualLoss
 from lightning_effnn.callbacks.sponge_evaluation import SpongeEvaluation
 from lightning_effnn.callbacks.sponge_training import SpongeTraining
 
@@ -10,6 +11,7 @@ __all__ = [
     "FocusedCompression",
     "HardwareEnergyMonitor",
     "LowPrecisionSearch",
+    "PDEResidualLoss",
     "SpongeEvaluation",
     "SpongeTraining",
 ]

@@ -4,6 +4,16 @@ from lightning_effnn.modules.image_classifier import ImageClassifier
 from lightning_effnn.modules.lpgnas import LPGNAS
 from lightning_effnn.modules.networks import LeNet5, ResNetCIFAR, SmallCNN
 from lightning_effnn.modules.node_classifier import NodeClassifier
+from lightning_effnn.modules.pde_solver import PDESolver
 from lightning_effnn.modules.text_transformer import TextTransformer
 
-__all__ = ["LPGNAS", "ImageClassifier", "LeNet5", "NodeClassifier", "ResNetCIFAR", "SmallCNN", "TextTransformer"]
+__all__ = [
+    "LPGNAS",
+    "ImageClassifier",
+    "LeNet5",
+    "NodeClassifier",
+    "PDESolver",
+    "ResNetCIFAR",
+    "SmallCNN",
+    "TextTransformer",
+]

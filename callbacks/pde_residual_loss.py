@@ -1,0 +1,144 @@
+"""Train any network of coordinates to satisfy an equation as well."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from lightning_effnn.callbacks._loss_term import LossTerm
+from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.pde import Problem, Residuals, Sampler
+from lightning_effnn.pde.jacobian import NotCovered
+
+
+class PDEResidualLoss(Callback):
+    """Adds to the loss how badly a network satisfies an equation and its conditions.
+
+    Each step new points are drawn in the domain and on its boundary; the mean squares of the residuals there, times
+    ``weight``, join the loss of ``training_step``. Conditions are balanced once, at the first step, against the
+    equation.
+
+    Logged each epoch: ``pde/residual`` and ``pde/boundary``, root mean squares.
+
+    Args:
+        problem: the equation, see :class:`~lightning_effnn.pde.Problem`.
+        field: name of the submodule that maps coordinates ``[N, d]`` to fields ``[N, fields]``.
+        weight: of the residuals' mean square against the loss.
+        points, boundary_points: in each step, inside and for each condition.
+        seed: of the points.
+        prefix: first part of the logged keys.
+
+    Raises:
+        ValueError: an argument out of range, or a problem with unknowns.
+        MisconfigurationException: at the start of a fit: no such submodule, one that returns another shape, or manual
+            optimisation.
+
+    Example:
+        >>> from lightning_effnn import pde
+        >>> heat = pde.Problem(pde.Box(x=(0, 1), t=(0, 1)), lambda u, c: u.t - u.xx, [pde.Dirichlet(0.0, on="x")])
+        >>> PDEResidualLoss(heat, field="net").weight
+        1.0
+
+    Source: Raissi et al. (2019), "Physics-informed neural networks", section 3.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        field: str = "net",
+        weight: float = 1.0,
+        points: int = 512,
+        boundary_points: int = 128,
+        seed: int = 0,
+        *,
+        prefix: str = "pde",
+    ) -> None:
+        if not weight > 0:
+            raise ValueError(f"weight={weight!r}: a number above 0 is needed")
+        if problem.unknowns:
+            raise ValueError(
+                f"the problem looks for {', '.join(problem.unknowns)}: modules.PDESolver finds unknowns, this callback "
+                "trains nothing but the module's own parameters"
+            )
+        self.problem, self.field, self.weight, self.prefix = problem, field, weight, prefix
+        self.sampler = Sampler(points, boundary_points, adaptive=0.0, seed=seed)
+        self._weights: dict[str, list[float]] | None = None
+        self._term: LossTerm | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Fixed by the prefix."""
+        return f"{type(self).__name__}[{self.prefix}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wrap the module's training step."""
+        if stage != "fit" or self._term is not None:
+            return
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "PDEResidualLoss adds to the loss that training_step returns: it needs automatic_optimization"
+            )
+        residuals = self._residuals(pl_module)
+
+        def term(*_: Any, **__: Any) -> Tensor | None:
+            return self.weight * self._loss(residuals, pl_module) if pl_module.training else None
+
+        self._term = LossTerm(pl_module, term)
+
+    def _residuals(self, pl_module: Any) -> Residuals:
+        try:
+            net = pl_module.get_submodule(self.field)
+        except AttributeError as error:
+            names = ", ".join(name for name, _ in pl_module.named_children())
+            raise MisconfigurationException(f"field={self.field!r}: the module has {names}") from error
+        residuals = Residuals(self.problem, net)
+        points, _ = self.sampler.spread(residuals, residuals.terms[0], 4)
+        was_training = net.training
+        try:
+            with torch.no_grad():
+                out = net.eval()(points)
+        finally:
+            net.train(was_training)
+        expected = (len(points), len(self.problem.fields))
+        if tuple(out.shape) != expected:
+            raise MisconfigurationException(
+                f"{self.field} maps points {list(points.shape)} to {list(out.shape)}: {list(expected)} is needed"
+            )
+        return residuals
+
+    def _loss(self, residuals: Residuals, pl_module: Any) -> Tensor:
+        # in full precision, and not part of what a trace of this step counts
+        with simulated(), torch.autocast(pl_module.device.type, enabled=False):
+            residuals.blocks = self.sampler.draw(residuals)
+            if self._weights is None:
+                with contextlib.suppress(NotCovered):  # a field of operations without rules: all count alike
+                    residuals.balance()
+                self._weights = residuals.weights
+            residuals.weights = self._weights
+            vector = residuals()
+            squares = residuals.squares()
+        rest = sum(square for name, square in squares.items() if name != "residual")
+        for key, square in (("residual", squares["residual"]), ("boundary", rest)):
+            name = f"{self.prefix}/{key}"
+            pl_module.log(name, square**0.5, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        return vector.square().sum()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module its own training step back."""
+        if stage == "fit" and self._term is not None:
+            self._term.remove()
+            self._term = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a fit needs to go on."""
+        return {"sampler": self.sampler.state_dict(), "weights": self._weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.sampler.load_state_dict(state["sampler"])
+        self._weights = state["weights"]
