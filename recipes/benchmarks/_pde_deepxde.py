@@ -115,7 +115,9 @@ def poisson_lshape() -> Settings:
     condition = dde.icbc.DirichletBC(where, lambda x: 0, lambda _, on: on)
     data = dde.data.PDE(where, lambda x, u: -H(u, x, i=0, j=0) - H(u, x, i=1, j=1) - 1, condition,
                         num_domain=1200, num_boundary=120)  # fmt: skip
-    return Settings(data, _net([2, 50, 50, 50, 50, 1]), 50_000)
+    net = _net([2, 50, 50, 50, 50, 1])
+    net.apply_feature_transform(lambda x: x.float())  # points of a polygon come in double precision
+    return Settings(data, net, 50_000)
 
 
 def helmholtz_waves() -> Settings:
@@ -174,17 +176,5 @@ def helmholtz_3d() -> Settings:
     return _standard(dde.geometry.Cuboid([0, 0, 0], [1, 1, 1]), equation, 50, 15_000)
 
 
-SETTINGS: dict[str, Callable[[], Settings]] = {
-    function.__name__: function
-    for function in (
-        burgers,
-        heat,
-        allen_cahn,
-        kovasznay,
-        poisson_lshape,
-        helmholtz_waves,
-        helmholtz,
-        poisson,
-        helmholtz_3d,
-    )  # fmt: skip
-}
+_ALL = (burgers, heat, allen_cahn, kovasznay, poisson_lshape, helmholtz_waves, helmholtz, poisson, helmholtz_3d)
+SETTINGS: dict[str, Callable[[], Settings]] = {function.__name__: function for function in _ALL}

@@ -2,8 +2,8 @@
 
     python -m lightning_effnn.recipes.benchmarks._pde_runs burgers ours 0 60
 
-Prints one line of JSON: ``[[seconds, error], ...]``. Seconds are the process's own, on one thread, without the time that
-measuring errors takes.
+Prints one line of JSON: ``[[seconds, error], ...]``. Seconds are the process's own, on one thread, without the time
+that measuring errors takes.
 """
 
 from __future__ import annotations
