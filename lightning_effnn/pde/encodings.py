@@ -42,11 +42,12 @@ class PositionalEncoding(Encoding):
 
     Args:
         num_frequencies: for each coordinate, or one number for each of them; 0 leaves a coordinate as it is.
-        learnable: train the frequencies (not those of a periodic coordinate).
+        learnable: train the frequencies.
         coarse_to_fine: let high frequencies in one after the other, as :meth:`set_progress` says.
 
     Raises:
-        ValueError: a negative number; of numbers of frequencies, another count than there are coordinates.
+        ValueError: a negative number; in :meth:`bind`, other than one number for each coordinate, or learnable
+            frequencies along a periodic one.
 
     Source: Mildenhall et al. (2020), "NeRF", arXiv 2003.08934, section 5.1; the mask is that of Lin et al. (2021),
     "BARF", arXiv 2104.06405, equation 14.
@@ -73,6 +74,8 @@ class PositionalEncoding(Encoding):
         counts = [n] * dim if isinstance(n, int) else list(n)
         if len(counts) != dim:
             raise ValueError(f"num_frequencies={n!r}: one number, or one for each of {dim} coordinates is needed")
+        if self.learnable and periodic:
+            raise ValueError("learnable frequencies don't close a periodic coordinate: use learnable=False")
         rows, levels = [], []
         for axis, count in enumerate(counts):
             base = math.pi if axis in periodic else math.pi / 2
@@ -80,7 +83,7 @@ class PositionalEncoding(Encoding):
                 rows.append([base * 2**k if a == axis else 0.0 for a in range(dim)])
                 levels.append(float(k))
         frequencies = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), dim)
-        if self.learnable and not periodic:
+        if self.learnable:
             self.frequencies: Tensor = nn.Parameter(frequencies)
         else:
             self.register_buffer("frequencies", frequencies)

@@ -106,10 +106,9 @@ class LevenbergMarquardt(Optimizer):
                 if math.isfinite(loss) and loss < before:
                     damping = max(damping * group["decrease"], 1e-15)
                     break
+                _set(parameters, kept, None)
             damping = min(damping * group["increase"], 1e15)
             loss = before
-        else:
-            _set(parameters, kept, None)
         state["damping"] = damping
         state["kept"] = loss < before
         return torch.tensor(loss, dtype=parameters[0].dtype)
@@ -131,7 +130,7 @@ def _set(parameters: list[Tensor], kept: list[Tensor], step: Tensor | None) -> N
     start = 0
     for parameter, old in zip(parameters, kept, strict=True):
         new = old if step is None else old + step[start : start + old.numel()].view_as(old)
-        parameter.copy_(new)
+        parameter.data.copy_(new)  # graphs of the residuals stay usable: what they saved is back when they are
         start += old.numel()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def plot_solution(residuals: Residuals, path: str | Path) -> None:
     for r, (_, panels) in enumerate(rows):
         for c, (title, values, colours) in enumerate(panels):
             plot = figure.add_subplot(len(rows), len(panels), r * len(panels) + c + 1)
-            shown = values.masked_fill(~inside, float("nan")).cpu()
+            shown = values.masked_fill(~inside, float("nan")).cpu().numpy()
             _panel(figure, plot, shown, axes, dim, colours, centred=title == "error")
             plot.set_title(title)
             plot.set_xlabel(problem.domain.names[axes[0][0]])
@@ -75,14 +76,14 @@ def _grid(residuals: Residuals) -> tuple[Tensor, list[tuple[int, Tensor]]]:
 
 
 def _panel(
-    figure: Any, plot: Any, values: Tensor, axes: list[tuple[int, Tensor]], dim: int, colours: str, *, centred: bool
+    figure: Any, plot: Any, values: Any, axes: list[tuple[int, Tensor]], dim: int, colours: str, *, centred: bool
 ) -> None:
     if dim == 1:
-        plot.plot(axes[0][1], values)
+        plot.plot(axes[0][1].numpy(), values)
         return
-    limit = float(values.abs().nan_to_num().max()) if centred else None
+    limit = float(np.nanmax(np.abs(values))) if centred else None
     image = plot.pcolormesh(
-        axes[0][1], axes[1][1], values.view(SIDE, SIDE).T, cmap=colours, shading="auto", rasterized=True,
+        axes[0][1].numpy(), axes[1][1].numpy(), values.reshape(SIDE, SIDE).T, cmap=colours, shading="auto", rasterized=True,
         vmin=None if limit is None else -limit, vmax=limit,
     )  # fmt: skip
     figure.colorbar(image, ax=plot, format="%.1e" if centred else None)
