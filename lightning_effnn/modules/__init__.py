@@ -2,8 +2,17 @@
 
 from lightning_effnn.modules.image_classifier import ImageClassifier
 from lightning_effnn.modules.lpgnas import LPGNAS
-from lightning_effnn.modules.networks import LeNet5, ResNetCIFAR, SmallCNN
+from lightning_effnn.modules.networks import LeNet5, Normalized, ResNetCIFAR, SmallCNN
 from lightning_effnn.modules.node_classifier import NodeClassifier
 from lightning_effnn.modules.text_transformer import TextTransformer
 
-__all__ = ["LPGNAS", "ImageClassifier", "LeNet5", "NodeClassifier", "ResNetCIFAR", "SmallCNN", "TextTransformer"]
+__all__ = [
+    "LPGNAS",
+    "ImageClassifier",
+    "LeNet5",
+    "NodeClassifier",
+    "Normalized",
+    "ResNetCIFAR",
+    "SmallCNN",
+    "TextTransformer",
+]
