@@ -299,5 +299,5 @@ class TestGuard:
             rb.EnergyGuard(network(), "ban")
         with pytest.raises(ValueError, match="quantile is 2"):
             rb.EnergyGuard(network()).profile([X], quantile=2)
-        with pytest.warns(UserWarning, match="at least 1000 are needed"):
+        with pytest.warns(UserWarning, match="at least 2995 are needed"):
             rb.EnergyGuard(network()).profile([X], quantile=0.999)
