@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -82,12 +83,13 @@ class EnergyGuard(nn.Module):
 
     def __init__(self, model: nn.Module, policy: Policy = "raise", padding: int | None = 0) -> None:
         super().__init__()
-        _check_policy(policy)
+        check_policy(policy)
         self.model, self.policy, self.padding = model, policy, padding
         self.register_buffer("most_length", torch.tensor(math.inf))
         self.register_buffer("most_density", torch.tensor(math.inf))
         self.register_buffer("profiled", torch.tensor(0))
         self.verdict: Verdict | None = None
+        self._seen: list[tuple[Tensor, Tensor]] = []
         names = Activations(model).names
         # the first layer sees the input itself; those in the middle tell most
         step = max(1, len(names) // _WATCHED)
@@ -114,24 +116,48 @@ class EnergyGuard(nn.Module):
         Warns:
             UserWarning: fewer inputs than it takes to tell; the largest value seen is the limit then.
         """
-        _check_shares(quantile, confidence)
-        lengths, densities = [], []
+        check_shares(quantile, confidence)
+        self._seen.clear()
         with as_deployed(self.model):
             for batch in loader:
                 x = batch[0] if isinstance(batch, list | tuple) else batch
-                with self._watched.collecting() as found:
+                with self.watching(x):
                     self.model(x)
-                lengths.append(self._length(x))
-                densities.append(_density(found, len(x)))
-        if not lengths:
+        return self.settle(quantile, confidence)
+
+    @contextmanager
+    def watching(self, x: Tensor) -> Iterator[None]:
+        """Note what a batch is like while somebody else runs the model on it, for :meth:`settle`.
+
+        Args:
+            x: natural inputs, ``[B, ...]``.
+        """
+        with self._watched.collecting() as found:
+            yield
+        self._seen.append((self._length(x), _density(found, len(x))))
+
+    @torch.no_grad()
+    def settle(self, quantile: float = 0.999, confidence: float = 0.95) -> EnergyGuard:
+        """Set the limits by what was watched so far, and forget it: the second half of :meth:`profile`.
+
+        Args:
+            quantile, confidence: as there.
+
+        Raises:
+            ValueError: nothing was watched, or an argument out of range.
+        """
+        check_shares(quantile, confidence)
+        if not self._seen:
             raise ValueError("the loader is empty: a profile needs natural inputs")
-        values = {"most_length": torch.cat(lengths).double(), "most_density": torch.cat(densities).double()}
+        length, density = (torch.cat(parts).double() for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        values = {"most_length": length, "most_density": density}
         varying = sum(bool(v.max() > v.min()) for v in values.values())
         for name, seen in values.items():
             getattr(self, name).fill_(_limit(seen, (1 - quantile) / max(1, varying), confidence))
         if float(values["most_density"].min()) >= _DENSE:
             self.most_density.fill_(math.inf)
-        self.profiled.fill_(sum(map(len, lengths)))
+        self.profiled.fill_(len(length))
         return self
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +225,7 @@ class GenerationGuard(nn.Module):
 
     def __init__(self, model: nn.Module, end: int, policy: Policy = "truncate", padding: int = 0) -> None:
         super().__init__()
-        _check_policy(policy)
+        check_policy(policy)
         if not callable(getattr(model, "generate", None)):
             raise TypeError(f"{type(model).__name__} has no generate(x, limit): GenerationGuard is for models with one")
         self.model: Any = model
@@ -226,7 +252,7 @@ class GenerationGuard(nn.Module):
         Warns:
             UserWarning: fewer inputs than it takes to tell; the largest value seen is the limit then.
         """
-        _check_shares(quantile, confidence)
+        check_shares(quantile, confidence)
         steps = []
         with as_deployed(self.model):
             for batch in loader:
@@ -278,12 +304,22 @@ def _limit(values: Tensor, share: float, confidence: float) -> float:
     return float(values.max())
 
 
-def _check_policy(policy: str) -> None:
+def check_policy(policy: str) -> None:
+    """Refuse what is no policy.
+
+    Raises:
+        ValueError: names it.
+    """
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}: use one of {', '.join(map(repr, POLICIES))}")
 
 
-def _check_shares(quantile: float, confidence: float) -> None:
+def check_shares(quantile: float, confidence: float) -> None:
+    """Refuse shares out of range.
+
+    Raises:
+        ValueError: names the argument and the value.
+    """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile is {quantile!r}: use a share above 0, up to 1")
     if not 0 < confidence < 1:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=6, help="characters of an attacked input")
     parser.add_argument("--limit", type=int, default=256, help="most tokens of an output")
     parser.add_argument("--pool", type=int, default=128)
-    parser.add_argument("--generations", type=int, default=30)
+    parser.add_argument("--generations", type=int, default=100)
     parser.add_argument("--accelerator", default="eyeriss_like")
     parser.add_argument("--out", type=Path, default=Path("runs/sponge_numbers/results.json"))
     args = parser.parse_args(argv)
