@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_effnn import hardware
+from lightning_effnn._files import write_whole
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
 from lightning_effnn.robustness.energy import DensityEnergy, TracedEnergy
@@ -98,6 +101,22 @@ class SpongeReport:
                 f"{row['latency_us']:,.2f}", accuracy,
             )  # fmt: skip
         return table
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write :meth:`rows`."""
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the energy after each attack, and where the worst one spends more. Needs the extra ``plots``."""
+        from lightning_effnn.robustness.plots import sponge_figure
+
+        figure = sponge_figure(self)
+        write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
 
 
 def evaluate(

@@ -82,6 +82,8 @@ def test_evaluation_changes_nothing_in_the_fit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
     (table,) = tmp_path.rglob("sponge_attacks.csv")
     assert table.read_text().splitlines()[0].startswith("inputs,energy_uJ")
+    (figure,) = tmp_path.rglob("sponge_layers.png")
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_crafted_inputs_leave_running_statistics_alone():
