@@ -72,7 +72,7 @@ def compare(study: Study, description: str, argv: Sequence[str] | None) -> int:
             key |= {name: getattr(args, name) for name in _SETTINGS}
             if any(all(row[name] == value for name, value in key.items()) for row in rows):
                 continue
-            rows.append(key | _measured(study, key))
+            rows.append(key | measured(study, key))
             text = json.dumps(rows, indent=1) + "\n"
             write_whole(args.out, lambda beside, text=text: beside.write_text(text))  # type: ignore[misc]
     Console().print(_table(rows))
@@ -89,7 +89,7 @@ def _defences(weights: Sequence[float]) -> list[tuple[str, float]]:
     return [("none", 0.0), *[(name, weight) for weight in weights for name in ("penalty", "sponge training")]]
 
 
-def _measured(study: Study, key: Row) -> Row:
+def measured(study: Study, key: Row) -> Row:
     """Train one network, attack it."""
     L.seed_everything(key["seed"], verbose=False)
     data = study.data(key["seed"], key["limit"])

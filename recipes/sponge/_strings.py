@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+
+from lightning_effnn.robustness import WallTime
 
 Row = dict[str, Any]
 
@@ -33,6 +35,24 @@ def guard_share(guard: nn.Module, model: Callable[[Tensor], Any], x: Tensor, rep
     finally:
         guard.model = around
     return alone / _seconds(lambda: model(x), max(3, repeats // 10))
+
+
+def wall_ms(call: Callable[[str], Any], groups: Mapping[str, Sequence[str]], rounds: int = 10) -> dict[str, float]:
+    """Return the mean wall time of each group's strings in ms, of each string the least of all rounds.
+
+    The groups take turns, so that what else the machine does meets all of them.
+
+    Args:
+        call: of one string.
+        groups: strings by name.
+        rounds: how often each string is tried.
+    """
+    clock = WallTime(call, repeats=1)
+    least = {name: clock(texts) for name, texts in groups.items()}
+    for _ in range(rounds - 1):
+        for name, texts in groups.items():
+            least[name] = torch.minimum(least[name], clock(texts))
+    return {name: 1000 * float(seconds.mean()) for name, seconds in least.items()}
 
 
 class _Answer(nn.Module):

@@ -27,10 +27,10 @@ from lightning_effnn._files import write_whole
 from lightning_effnn._lookup import find_file
 from lightning_effnn.data.sst2 import read_sentences
 from lightning_effnn.modules import MiniLM, MiniLMTokenizer, minilm_folder
-from lightning_effnn.recipes.sponge._strings import guard_share, table
+from lightning_effnn.recipes.sponge._strings import guard_share, table, wall_ms
 
 Row = dict[str, Any]
-_TIMED = 50
+_TIMED = 30
 """Natural sentences whose wall time is measured."""
 _TOP = 10
 """Crafted strings that a gain is the mean of."""
@@ -91,9 +91,14 @@ class _Study:
         natural = [self.natural[n] for n in chance.tolist()]
         crafted = rb.sponge_text_genetic(self._energy_of, chars, *size, natural=natural, seed=seed)
         drawn = rb.sponge_text_random(self._energy_of, chars, *size, seed=seed)
-        found = {"natural": self._costs(natural, natural[:_TIMED])}
-        for name, texts in (("random", drawn), ("genetic", crafted)):
-            found[name] = self._costs(texts[:_TOP], texts[:_TOP])
+        groups = {"natural": natural, "random": drawn[:_TOP], "genetic": crafted[:_TOP]}
+        found = {name: self._costs(texts) for name, texts in groups.items()}
+        with torch.no_grad():
+            spent = wall_ms(
+                lambda text: self.net(self.tokenizer([text])), {name: texts[:_TIMED] for name, texts in groups.items()}
+            )
+        for name, ms in spent.items():
+            found[name]["wall_ms"] = ms
         one = self.tokenizer(natural[:1])
         row = {
             "costs": found,
@@ -115,15 +120,12 @@ class _Study:
     def _energy_of(self, texts: list[str]) -> Tensor:
         return self.energy(self.tokenizer.lengths(texts))
 
-    def _costs(self, texts: list[str], timed: list[str]) -> dict[str, float]:
+    def _costs(self, texts: list[str]) -> dict[str, float]:
         lengths = self.tokenizer.lengths(texts)
-        with torch.no_grad():
-            seconds = rb.WallTime(lambda text: self.net(self.tokenizer([text])), repeats=20)(timed)
         return {
             "tokens": float(torch.tensor(lengths).float().mean()),
             "energy_uJ": float(self.energy(lengths).mean()),
             "latency_us": float(self.energy.latency_us(lengths).mean()),
-            "wall_ms": 1000 * float(seconds.mean()),
         }
 
     def _stopped(self, texts: list[str]) -> float:

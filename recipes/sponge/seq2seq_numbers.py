@@ -27,12 +27,12 @@ from lightning_effnn._files import write_whole
 from lightning_effnn.data import NumbersDataModule
 from lightning_effnn.data.numbers import CHARACTERS, END, WORDS, encode_characters, natural
 from lightning_effnn.modules import SequenceToSequence
-from lightning_effnn.recipes.sponge._strings import guard_share, table
+from lightning_effnn.recipes.sponge._strings import guard_share, table, wall_ms
 
 Row = dict[str, Any]
 _NATURAL = 3000
 """Numbers that are measured; as many others make the guard's profile."""
-_TIMED = 50
+_TIMED = 30
 """Of them, those whose wall time is measured."""
 _TOP = 10
 """Crafted strings that a gain is the mean of."""
@@ -103,9 +103,14 @@ class _Study:
         chars, size = ALPHABETS[alphabet], (key["length"], key["pool"], key["generations"])
         crafted = rb.sponge_text_genetic(self._energy_of, chars, *size, natural=self.natural, seed=key["seed"])
         drawn = rb.sponge_text_random(self._energy_of, chars, *size, seed=key["seed"])
-        found = {"natural": self._costs(self.natural, self.natural[:_TIMED])}
-        for name, texts in (("random", drawn), ("genetic", crafted)):
-            found[name] = self._costs(texts[:_TOP], texts[:_TOP])
+        groups = {"natural": self.natural, "random": drawn[:_TOP], "genetic": crafted[:_TOP]}
+        found = {name: self._costs(texts) for name, texts in groups.items()}
+        spent_ms = wall_ms(
+            lambda text: self.net.generate(encode_characters([text])),
+            {name: texts[:_TIMED] for name, texts in groups.items()},
+        )
+        for name, ms in spent_ms.items():
+            found[name]["wall_ms"] = ms
         guarded = self.guard(encode_characters(crafted[:_TOP])).ne(0).sum(1)
         spent = float(self.energy([key["length"]] * len(guarded), guarded).mean())
         row = {
@@ -132,14 +137,12 @@ class _Study:
     def _energy_of(self, texts: list[str]) -> Tensor:
         return self.energy(map(len, texts), self._steps(texts))
 
-    def _costs(self, texts: list[str], timed: list[str]) -> dict[str, float]:
+    def _costs(self, texts: list[str]) -> dict[str, float]:
         steps = self._steps(texts)
-        seconds = rb.WallTime(lambda text: self.net.generate(encode_characters([text])))(timed)
         return {
             "steps": float(steps.float().mean()),
             "energy_uJ": float(self.energy(map(len, texts), steps).mean()),
             "latency_us": float(self.energy.latency_us(map(len, texts), steps).mean()),
-            "wall_ms": 1000 * float(seconds.mean()),
         }
 
     def _sponges(self, texts: list[str]) -> list[str]:

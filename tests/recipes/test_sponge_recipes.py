@@ -34,6 +34,17 @@ def test_resnet20(images, tmp_path, capsys):
     assert all(row["worst_uJ"] >= row["natural_uJ"] * 0.99 > 0 for row in rows)
 
 
+def test_cost(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "benchmarks/sponge_cost", "--shares", "0.25", "--epochs", "1", "--inputs", "2", "--rounds", "1",
+                 "--attack-steps", "1", "--batch", "4"]  # fmt: skip
+    assert main(arguments) == 0
+    found = json.loads((tmp_path / "runs/sponge_cost/results.json").read_text())
+    assert [row["share"] for row in found["fits"]] == [0.0, 0.25]
+    assert found["steps"]["0.25"] > 1
+    assert "ResNet-20 step" in capsys.readouterr().out
+
+
 def test_numbers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "sponge/seq2seq_numbers", "--epochs", "1", "--size", "600", "--limit", "40", "--pool", "8",
