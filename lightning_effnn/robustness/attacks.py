@@ -327,10 +327,15 @@ def random_inputs(x: Tensor, eps: float | None = None, low: float = 0.0, high: f
         low, high: range of valid inputs.
         seed: of the noise.
 
+    Raises:
+        TypeError, ValueError: inputs that are none, or an eps that isn't above 0.
+
     >>> random_inputs(torch.zeros(2, 3), eps=0.1).max() <= 0.1
     tensor(True)
     """
     check_images(x, low, high)
+    if eps is not None:
+        _above_zero("eps", eps)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     if eps is None:
         return low + noise * (high - low)

@@ -19,6 +19,7 @@ from lightning_effnn._files import write_whole
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
 from lightning_effnn.robustness.energy import DensityEnergy, TracedEnergy
+from lightning_effnn.robustness.objectives import check_images
 
 Attack = Callable[[nn.Module, Tensor], Tensor]
 ATTACKS = ("random", "lbfgs", "pgd", "genetic")
@@ -145,8 +146,8 @@ def evaluate(
         seed: of all random numbers.
 
     Raises:
-        ValueError: an unknown attack, an empty loader, a limit below 1.
-        TypeError: batches whose first part is no tensor.
+        ValueError: an unknown attack, an empty loader, a limit below 1; for named attacks, inputs outside the range.
+        TypeError: batches whose first part is no tensor; for named attacks, no floating-point one.
 
     Warns:
         UserWarning: the chip saves nothing where there are zeros, or the model has next to none: no input can cost
@@ -159,6 +160,7 @@ def evaluate(
     """
     x, labels = _first(loader, limit)
     if not isinstance(attacks, Mapping):
+        check_images(x, low, high)
         attacks = named_attacks(attacks, accelerator, eps, steps, low, high, seed)
     traced = TracedEnergy(model, accelerator)
     natural = _outcome("natural", model, traced, x, labels)
