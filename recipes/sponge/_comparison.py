@@ -70,7 +70,7 @@ def compare(study: Study, description: str, argv: Sequence[str] | None) -> int:
         for defence, weight in _defences(args.weights):
             key = {"seed": seed, "defence": defence, "weight": weight}
             key |= {name: getattr(args, name) for name in _SETTINGS}
-            if any(all(row[name] == value for name, value in key.items()) for row in rows):
+            if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
                 continue
             rows.append(key | measured(study, key))
             text = json.dumps(rows, indent=1) + "\n"

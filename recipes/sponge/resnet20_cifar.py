@@ -25,7 +25,8 @@ from lightning_effnn.recipes.sponge._comparison import Study, compare
 def model() -> ImageClassifier:
     """Return the pretrained network, its normalisation inside; channels last, which is faster."""
     net = Normalized(ResNetCIFAR(weights="cifar10_resnet20.safetensors"), CIFAR10DataModule.mean, CIFAR10DataModule.std)
-    return ImageClassifier(net.to(memory_format=torch.channels_last), optimizer="sgd", lr=0.02)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ImageClassifier(net, optimizer="sgd", lr=0.02)
 
 
 STUDY = Study(

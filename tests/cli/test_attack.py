@@ -91,7 +91,7 @@ def test_nothing_is_unpickled(folder, capsys):
             return (print, ("it ran",))
 
     path = folder / "net.pt"
-    path.write_bytes(pickle.dumps(Trap()))
+    path.write_bytes(pickle.dumps(Trap(), protocol=2))
     arguments = ["attack", str(path), "--model", "lightning_effnn.modules:SmallCNN", "--data", str(folder / "data.npz")]
     assert main(arguments) == 2
     output = capsys.readouterr()
