@@ -274,9 +274,12 @@ class GenerationGuard(nn.Module):
         limit = None if self.policy == "flag" or math.isinf(most) else int(most)
         written: Tensor = self.model.generate(x, limit)
         steps = written.ne(self.padding).sum(1)
+        if written.shape[1] < most:  # all have ended, as next to always: no time is spent on them
+            self.verdict = Verdict(steps, None, torch.zeros_like(steps, dtype=torch.bool))
+            return written
         endless = (steps > most) if limit is None else ~written.eq(self.end).any(1)
         self.verdict = Verdict(steps, None, endless)
-        if self.policy == "raise" and not math.isinf(most) and bool(endless.any()):
+        if self.policy == "raise" and bool(endless.any()):
             raise SpongeError(f"an output hasn't ended after {int(most)} tokens, the most of natural inputs")
         return written
 
