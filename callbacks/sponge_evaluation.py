@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.console import Console
 
-from lightning_effnn.callbacks._reporting import log_table, report_folder
+from lightning_effnn.callbacks._reporting import log_figure, log_table, report_folder
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.robustness.evaluation import ATTACKS, SpongeReport, evaluate, named_attacks
+from lightning_effnn.robustness.plots import sponge_figure
 
 
 class SpongeEvaluation(Callback):
     """Every few epochs, after validation: energy of natural inputs and of the worst attack on the first of them.
 
-    Logged: ``sponge/natural_uJ``, ``sponge/worst_uJ``, ``sponge/gain``, always together; a table of all attacks goes to
-    the logger or the folder at the end.
+    Logged: ``sponge/natural_uJ``, ``sponge/worst_uJ``, ``sponge/gain``, always together; a table of all attacks and a
+    figure of the layers that spend more go to the logger or the folder at the end.
 
     Args:
         every_n_epochs: between two evaluations; the last epoch is always evaluated.
@@ -93,11 +95,16 @@ class SpongeEvaluation(Callback):
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write the table of the last evaluation."""
+        """Write table and figure of the last evaluation."""
         if self.report is None:
             return
-        log_table(trainer, f"{self.prefix}/attacks", self.report.rows(), report_folder(trainer, None))
+        folder = report_folder(trainer, None)
+        log_table(trainer, f"{self.prefix}/attacks", self.report.rows(), folder)
         if trainer.is_global_zero:
+            try:
+                log_figure(trainer, f"{self.prefix}/layers", sponge_figure(self.report), folder)
+            except ImportError as error:
+                rank_zero_warn(f"SpongeEvaluation: {error}")
             Console(width=100).print(self.report.table())
 
     def _batches(self, trainer: Any) -> Any:

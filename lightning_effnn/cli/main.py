@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_hardware_commands(commands)
     _add_artifact_commands(commands)
     _add_compression_commands(commands)
+    _add_attack_command(commands)
     return parser
 
 
@@ -137,6 +138,31 @@ def _add_compression_commands(commands: _Commands[argparse.ArgumentParser]) -> N
     compress.set_defaults(command=_compress)
 
 
+def _add_attack_command(commands: _Commands[argparse.ArgumentParser]) -> None:
+    attack = commands.add_parser(
+        "attack",
+        help="say what the worst input costs a ready network",
+        description="Craft inputs in [0, 1] that burn energy, and trace what they and natural ones cost.",
+    )
+    attack.add_argument("checkpoint", help=".safetensors, .ckpt or .pt with the model's weights")
+    attack.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    attack.add_argument(
+        "--data", required=True, help="a .npz or .safetensors file of inputs, or module:name of a DataModule or loader"
+    )
+    attack.add_argument("--accelerator", default="eyeriss_like", help="a name from `effnn hw`, or a YAML file")
+    attack.add_argument(
+        "--attacks", nargs="+", default=["random", "lbfgs", "pgd", "genetic"], metavar="NAME",
+        help="of random, lbfgs, pgd, genetic (default: all)",
+    )  # fmt: skip
+    attack.add_argument("--eps", default="8/255", help="largest change of a number, or none (default: 8/255)")
+    attack.add_argument("--steps", type=int, default=40, help="of each attack (default: 40)")
+    attack.add_argument("--limit", type=int, default=16, help="inputs to attack (default: 16)")
+    attack.add_argument("--seed", type=int, default=0)
+    attack.add_argument("--csv", metavar="FILE", help="write one row a kind of inputs")
+    attack.add_argument("--plot", metavar="FILE", help="draw where the extra energy goes (.png, .svg or .pdf)")
+    attack.set_defaults(command=_attack)
+
+
 def _ls(options: argparse.Namespace) -> None:
     recipes.list_recipes(_console())
 
@@ -198,6 +224,25 @@ def _compress(options: argparse.Namespace) -> None:
         sparsity=options.sparsity,
         other=options.other,
         force=options.force,
+        console=_console(),
+    )
+
+
+def _attack(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.attack import attack
+
+    attack(
+        options.checkpoint,
+        model=options.model,
+        data=options.data,
+        accelerator=options.accelerator,
+        attacks=options.attacks,
+        eps=options.eps,
+        steps=options.steps,
+        limit=options.limit,
+        seed=options.seed,
+        csv=options.csv,
+        plot=options.plot,
         console=_console(),
     )
 

@@ -99,19 +99,31 @@ def profile(
 
 def load_model(target: str) -> nn.Module:
     """Import ``module:name`` and return the model it is or, called without arguments, returns."""
+    found = load_object(target, nn.Module, "a model as module:name, such as mypkg.models:build")
+    if not isinstance(found, nn.Module):
+        raise UsageError(f"{target!r} gives a {type(found).__name__}: it has to be or return a torch.nn.Module")
+    return found
+
+
+def load_object(target: str, kind: type, wanted: str) -> Any:
+    """Import ``module:name``; call it without arguments if it is no ``kind`` and can be called.
+
+    Args:
+        target: what the user typed.
+        kind: of an object that is taken as it is.
+        wanted: what to name instead, for the message.
+    """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"{target!r}: name a model as module:name, such as mypkg.models:build")
+        raise UsageError(f"{target!r}: name {wanted}")
     found: Any = _import(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UsageError(f"{target!r}: {module_name} has no {attribute!r}")
         found = getattr(found, part)
-    if not isinstance(found, nn.Module) and callable(found):
+    if not isinstance(found, kind) and callable(found):
         _refuse_required_arguments(found, target)
         found = found()
-    if not isinstance(found, nn.Module):
-        raise UsageError(f"{target!r} gives a {type(found).__name__}: it has to be or return a torch.nn.Module")
     return found
 
 

@@ -16,8 +16,6 @@ from lightning_effnn._lookup import find_file
 from lightning_effnn.data._augment import cropped
 from lightning_effnn.data._sampling import SeededShuffle, seeded
 
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 _SIDE = 32
 _MARGIN = 4  # random crops out of the image padded by this much on each side (He et al., 2016)
 
@@ -37,10 +35,14 @@ class CIFAR10DataModule(L.LightningDataModule):
         limit: use only the first so many images of each file, for quick checks; ``None`` for all.
         seed: chooses the validation images, the order and the augmentation.
         num_workers: worker processes of each loader.
+        normalised: whether the images are; else their values lie in [0, 1], for a network that normalises by itself
+            (``modules.Normalized(net, CIFAR10DataModule.mean, CIFAR10DataModule.std)``).
     """
 
     num_classes = 10
     input_shape = (3, _SIDE, _SIDE)
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class CIFAR10DataModule(L.LightningDataModule):
         limit: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        normalised: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -64,6 +67,7 @@ class CIFAR10DataModule(L.LightningDataModule):
         self.limit = limit
         self.seed = seed
         self.num_workers = num_workers
+        self.normalised = normalised
         self._splits: dict[str, _Images] = {}
 
     def prepare_data(self) -> None:
@@ -74,12 +78,12 @@ class CIFAR10DataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Decode what the stage needs, once: fit and validate the training file, test the other."""
         if stage in ("fit", "validate", None) and "train" not in self._splits:
-            images = _load(find_file("cifar10_train_jpeg.npz", self.root), self.limit)
+            images = _load(find_file("cifar10_train_jpeg.npz", self.root), self.limit, self.normalised)
             held_out = _every_class_evenly(images.labels, self.val_size, self.seed)
             self._splits["train"] = images.select(~held_out)
             self._splits["val"] = images.select(held_out)
         if stage in ("test", "predict", None) and "test" not in self._splits:
-            self._splits["test"] = _load(find_file("cifar10_test_jpeg.npz", self.root), self.limit)
+            self._splits["test"] = _load(find_file("cifar10_test_jpeg.npz", self.root), self.limit, self.normalised)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Whole batches in an order that depends on the seed and the epoch only."""
@@ -117,24 +121,32 @@ class CIFAR10DataModule(L.LightningDataModule):
         )
 
 
-class _Images(Dataset[tuple[Tensor, Tensor]]):
-    """Images as bytes, normalised a batch at a time."""
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10DataModule.mean, CIFAR10DataModule.std))
 
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+
+class _Images(Dataset[tuple[Tensor, Tensor]]):
+    """Images as bytes, turned into numbers a batch at a time."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, normalised: bool) -> None:
         self.pixels = pixels
         self.labels = labels
+        self.normalised = normalised
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return normalise(self.pixels[index]), self.labels[index]
+        return self._values(index), self.labels[index]
 
     def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        return normalise(self.pixels[index]), self.labels[index]
+        return self._values(index), self.labels[index]
 
     def select(self, mask: Tensor) -> _Images:
-        return _Images(self.pixels[mask], self.labels[mask])
+        return _Images(self.pixels[mask], self.labels[mask], self.normalised)
+
+    def _values(self, index: int | list[int]) -> Tensor:
+        pixels = self.pixels[index]
+        return normalise(pixels) if self.normalised else pixels.float() / 255
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -161,7 +173,7 @@ def _as_fetched(batch: Any) -> Any:
     return batch
 
 
-def _load(path: Path, limit: int | None) -> _Images:
+def _load(path: Path, limit: int | None, normalised: bool) -> _Images:
     """Decode the JPEG bytes of one file."""
     try:
         from PIL import Image
@@ -173,7 +185,9 @@ def _load(path: Path, limit: int | None) -> _Images:
     for i in range(len(labels)):
         with Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())) as image:
             pixels[i] = np.asarray(image.convert("RGB"))
-    return _Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long())
+    return _Images(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long(), normalised
+    )
 
 
 def _every_class_evenly(labels: Tensor, size: int, seed: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,6 +106,40 @@ class ResNetCIFAR(nn.Module):
         hidden = self.layer3(self.layer2(self.layer1(hidden)))
         scores: Tensor = self.linear(F.adaptive_avg_pool2d(hidden, 1).flatten(1))
         return scores
+
+
+class Normalized(nn.Module):
+    """A network that normalises its inputs by itself, so that they lie in a known range, such as [0, 1].
+
+    Args:
+        net: takes normalised images ``[B, C, H, W]``.
+        mean, std: of each channel.
+
+    Raises:
+        ValueError: means and deviations that aren't as many, or a deviation that isn't above 0.
+
+    >>> import torch
+    >>> net = Normalized(ResNetCIFAR(), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> net(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not len(std) or not min(std) > 0:
+            raise ValueError(f"mean={mean!r}, std={std!r}: one of each a channel is needed, deviations above 0")
+        self.net = net
+        # not in the state: it stays that of published weights
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network says of ``images``, normalised."""
+        result: Tensor = self.net((images - self.mean) / self.std)
+        return result
 
 
 class _BasicBlock(nn.Module):

@@ -83,7 +83,7 @@ def _panel(
         return
     limit = float(np.nanmax(np.abs(values))) if centred else None
     image = plot.pcolormesh(
-        axes[0][1].numpy(), axes[1][1].numpy(), values.reshape(SIDE, SIDE).T, cmap=colours, shading="auto", rasterized=True,
-        vmin=None if limit is None else -limit, vmax=limit,
+        axes[0][1].numpy(), axes[1][1].numpy(), values.reshape(SIDE, SIDE).T, cmap=colours, shading="auto",
+        rasterized=True, vmin=None if limit is None else -limit, vmax=limit,
     )  # fmt: skip
     figure.colorbar(image, ax=plot, format="%.1e" if centred else None)

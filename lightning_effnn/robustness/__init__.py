@@ -15,9 +15,11 @@ from lightning_effnn.robustness.activations import Activations
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
 from lightning_effnn.robustness.energy import DensityEnergy, TracedEnergy
 from lightning_effnn.robustness.evaluation import ATTACKS, Outcome, SpongeReport, evaluate
-from lightning_effnn.robustness.guard import EnergyGuard, SpongeError, Verdict
+from lightning_effnn.robustness.guard import EnergyGuard, GenerationGuard, SpongeError, Verdict
 from lightning_effnn.robustness.objectives import Density, layer_weights, smooth_l0
 from lightning_effnn.robustness.rectifiers import live_rectifiers
+from lightning_effnn.robustness.sequences import GenerationEnergy, SequenceEnergy, WallTime, tolerance_limit
+from lightning_effnn.robustness.text import sponge_text_genetic, sponge_text_random
 from lightning_effnn.robustness.training import SpongePenalty
 
 __all__ = [
@@ -26,12 +28,16 @@ __all__ = [
     "Density",
     "DensityEnergy",
     "EnergyGuard",
+    "GenerationEnergy",
+    "GenerationGuard",
     "Outcome",
+    "SequenceEnergy",
     "SpongeError",
     "SpongePenalty",
     "SpongeReport",
     "TracedEnergy",
     "Verdict",
+    "WallTime",
     "evaluate",
     "layer_weights",
     "live_rectifiers",
@@ -40,4 +46,7 @@ __all__ = [
     "sponge_genetic",
     "sponge_lbfgs",
     "sponge_pgd",
+    "sponge_text_genetic",
+    "sponge_text_random",
+    "tolerance_limit",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,15 +100,53 @@ class _NaturalStatistics(TorchFunctionMode):
             return func(*args, **kwargs)
         given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
         given.apply_defaults()
-        x = given.arguments["input"]
-        rows = x[: len(x) * self.natural // self.inputs].transpose(0, 1).flatten(1)
-        variance, mean = torch.var_mean(rows, 1, correction=0)
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        scale = (variance + given.arguments["eps"]).rsqrt()
-        if given.arguments["weight"] is not None:
-            scale = scale * given.arguments["weight"]
-        shift = -mean * scale if given.arguments["bias"] is None else given.arguments["bias"] - mean * scale
-        return x * scale.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
+        x, weight, bias = (given.arguments[name] for name in ("input", "weight", "bias"))
+        if self.natural == self.inputs:
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, given.arguments["eps"])
+        ones = torch.ones(x.shape[1], device=x.device)
+        weight = ones if weight is None else weight
+        bias = torch.zeros_like(ones) if bias is None else bias
+        return _normalised(x, weight, bias, len(x) * self.natural // self.inputs, given.arguments["eps"])
+
+
+class _Normalised(torch.autograd.Function):
+    """Batch norm by the statistics of the first rows, which gradients of all rows go into.
+
+    The kernels of batch norm do nearly all of it: the first rows as in training, the others as in evaluation. What is
+    left is what the others say of the statistics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, natural: int, eps: float) -> Tensor:
+        """Return ``x`` normalised."""
+        first, mean, inverse = torch.native_batch_norm(x[:natural], weight, bias, None, None, True, 0.0, eps)
+        variance = inverse.float().pow(-2) - eps
+        rest = torch.native_batch_norm(x[natural:], weight, bias, mean, variance, False, 0.0, eps)[0]
+        ctx.save_for_backward(x, weight, mean, inverse, variance)
+        ctx.natural, ctx.eps = natural, eps
+        return torch.cat((first, rest))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Return the gradients of ``x``, weight and bias."""
+        x, weight, mean, inverse, variance = ctx.saved_tensors
+        kernel, natural = torch.ops.aten.native_batch_norm_backward, ctx.natural
+        parts = gradients[0][:natural], gradients[0][natural:]
+        wanted = [True, True, True]
+        first, weight_1, bias_1 = kernel(
+            parts[0], x[:natural], weight, None, None, mean, inverse, True, ctx.eps, wanted
+        )  # fmt: skip
+        rest, weight_2, bias_2 = kernel(
+            parts[1], x[natural:], weight, mean, variance, None, None, False, ctx.eps, wanted
+        )  # fmt: skip
+        scale = inverse * weight / (first.numel() // first.shape[1])
+        slope, shape = scale * weight_2 * inverse, (1, -1, *[1] * (x.dim() - 2))
+        offset = slope * mean - scale * bias_2
+        first.addcmul_(x[:natural], slope.view(shape).to(x.dtype), value=-1).add_(offset.view(shape).to(x.dtype))
+        return torch.cat((first, rest)), weight_1 + weight_2, bias_1 + bias_2, None, None
+
+
+_normalised = cast("Callable[[Tensor, Tensor, Tensor, int, float], Tensor]", _Normalised.apply)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def sponge_pgd(
     check_images(x, low, high)
     _above_zero("eps", eps)
     _above_zero("alpha", alpha)
-    _at_least_one("steps", steps)
+    at_least_one("steps", steps)
     origin = x.detach()
     with as_deployed(model):
         aim = Aim(model, origin, objective, accelerator, sigma)
@@ -183,7 +183,7 @@ def sponge_lbfgs(
     torch.Size([3, 4])
     """
     check_images(x, low, high)
-    _at_least_one("steps", steps)
+    at_least_one("steps", steps)
     _above_zero("lr", lr)
     if eps is not None:
         _above_zero("eps", eps)
@@ -251,7 +251,7 @@ def sponge_genetic(
     True
     """
     check_images(x, low, high)
-    _at_least_one("generations", generations)
+    at_least_one("generations", generations)
     if pool < 2:
         raise ValueError(f"pool is {pool!r}: use at least 2 candidates")
     for name, share in (("mutation", mutation), ("survivors", survivors)):
@@ -264,7 +264,7 @@ def sponge_genetic(
     candidates = genes.first(pool)
     best, best_value = x.detach().clone(), _fitness(fitness, x.detach())
     try:
-        for _ in _bar(generations, progress):
+        for _ in bar(generations, progress):
             values = _fitness(fitness, candidates.flatten(0, 1)).view(len(x), pool)
             order = values.argsort(1, descending=True)
             rows = torch.arange(len(x))
@@ -327,10 +327,15 @@ def random_inputs(x: Tensor, eps: float | None = None, low: float = 0.0, high: f
         low, high: range of valid inputs.
         seed: of the noise.
 
+    Raises:
+        TypeError, ValueError: inputs that are none, or an eps that isn't above 0.
+
     >>> random_inputs(torch.zeros(2, 3), eps=0.1).max() <= 0.1
     tensor(True)
     """
     check_images(x, low, high)
+    if eps is not None:
+        _above_zero("eps", eps)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     if eps is None:
         return low + noise * (high - low)
@@ -359,7 +364,8 @@ def _fitness(fitness: Objective, candidates: Tensor) -> Tensor:
     return values.nan_to_num(nan=-torch.inf)
 
 
-def _bar(count: int, progress: bool) -> Iterable[int]:
+def bar(count: int, progress: bool) -> Iterable[int]:
+    """Count generations, with a bar where one is wanted."""
     if not progress:
         return range(count)
     from rich.progress import track
@@ -372,6 +378,7 @@ def _above_zero(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value!r}: use a number above 0")
 
 
-def _at_least_one(name: str, value: int) -> None:
+def at_least_one(name: str, value: int) -> None:
+    """Refuse what is no whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}: use a whole number of at least 1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +15,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_effnn import hardware
+from lightning_effnn._files import write_whole
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
 from lightning_effnn.robustness.energy import DensityEnergy, TracedEnergy
+from lightning_effnn.robustness.objectives import check_images
 
 Attack = Callable[[nn.Module, Tensor], Tensor]
 ATTACKS = ("random", "lbfgs", "pgd", "genetic")
@@ -99,6 +103,22 @@ class SpongeReport:
             )  # fmt: skip
         return table
 
+    def to_csv(self, path: str | Path) -> None:
+        """Write :meth:`rows`."""
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the energy after each attack, and where the worst one spends more. Needs the extra ``plots``."""
+        from lightning_effnn.robustness.plots import sponge_figure
+
+        figure = sponge_figure(self)
+        write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+
 
 def evaluate(
     model: nn.Module,
@@ -126,8 +146,8 @@ def evaluate(
         seed: of all random numbers.
 
     Raises:
-        ValueError: an unknown attack, an empty loader, a limit below 1.
-        TypeError: batches whose first part is no tensor.
+        ValueError: an unknown attack, an empty loader, a limit below 1; for named attacks, inputs outside the range.
+        TypeError: batches whose first part is no tensor; for named attacks, no floating-point one.
 
     Warns:
         UserWarning: the chip saves nothing where there are zeros, or the model has next to none: no input can cost
@@ -140,6 +160,7 @@ def evaluate(
     """
     x, labels = _first(loader, limit)
     if not isinstance(attacks, Mapping):
+        check_images(x, low, high)
         attacks = named_attacks(attacks, accelerator, eps, steps, low, high, seed)
     traced = TracedEnergy(model, accelerator)
     natural = _outcome("natural", model, traced, x, labels)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn.robustness.activations import Activations, as_deployed
+from lightning_effnn.robustness.sequences import samples_needed, tolerance_limit
 
 Policy = Literal["raise", "truncate", "flag"]
 POLICIES: tuple[str, ...] = get_args(Policy)
 _WATCHED = 3
 """Layers whose inputs are looked at."""
 _LOOKS = 2048
-"""Numbers looked at in each of them, of each input."""
+"""Numbers looked at in each of them, of each input, at least."""
+_DENSE = 0.98
+"""Density from which on there is nothing to switch on."""
 
 
 class SpongeError(RuntimeError):
@@ -35,13 +39,14 @@ class Verdict:
     """What a guard saw in the latest batch.
 
     Attributes:
-        length: tokens of each input, ``[B]``; for inputs that aren't tokens, their elements.
-        density: share of non-zeros that went into the watched layers, ``[B]``.
+        length: tokens of each input, ``[B]``; for inputs that aren't tokens, their elements; where a model writes,
+            tokens of each output.
+        density: share of non-zeros that went into the watched layers, ``[B]``; None where they aren't watched.
         refused: ``[B]``, True where one of them is above its limit.
     """
 
     length: Tensor
-    density: Tensor
+    density: Tensor | None
     refused: Tensor
 
 
@@ -78,56 +83,80 @@ class EnergyGuard(nn.Module):
 
     def __init__(self, model: nn.Module, policy: Policy = "raise", padding: int | None = 0) -> None:
         super().__init__()
-        if policy not in POLICIES:
-            raise ValueError(f"policy is {policy!r}: use one of {', '.join(map(repr, POLICIES))}")
+        check_policy(policy)
         self.model, self.policy, self.padding = model, policy, padding
         self.register_buffer("most_length", torch.tensor(math.inf))
         self.register_buffer("most_density", torch.tensor(math.inf))
         self.register_buffer("profiled", torch.tensor(0))
         self.verdict: Verdict | None = None
+        self._seen: list[tuple[Tensor, Tensor]] = []
         names = Activations(model).names
         # the first layer sees the input itself; those in the middle tell most
         step = max(1, len(names) // _WATCHED)
         self._watched = Activations(model, names[step // 2 :: step][:_WATCHED])
 
     @torch.no_grad()
-    def profile(self, loader: Iterable[Any], quantile: float = 0.999) -> EnergyGuard:
-        """Set the limits so that a share of ``1 - quantile`` of inputs like these is refused by each of them.
+    def profile(self, loader: Iterable[Any], quantile: float = 0.999, confidence: float = 0.95) -> EnergyGuard:
+        """Set the limits so that, with the confidence, at most ``1 - quantile`` of inputs like these are refused.
+
+        Length and density share that between them, unless one of them is the same for all inputs. Density isn't looked
+        at afterwards if nothing is zero in natural inputs.
 
         Args:
             loader: of natural inputs, or of batches that begin with them.
             quantile: share that passes, in (0, 1]; 1 lets all of these pass.
+            confidence: that no more is refused, in (0, 1).
 
         Returns:
             Itself.
 
         Raises:
-            ValueError: an empty loader, or a quantile out of range.
+            ValueError: an empty loader, or an argument out of range.
 
         Warns:
-            UserWarning: fewer inputs than it takes to tell such a quantile; the largest value seen is the limit then.
+            UserWarning: fewer inputs than it takes to tell; the largest value seen is the limit then.
         """
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile is {quantile!r}: use a share above 0, up to 1")
-        lengths, densities = [], []
+        check_shares(quantile, confidence)
+        self._seen.clear()
         with as_deployed(self.model):
             for batch in loader:
                 x = batch[0] if isinstance(batch, list | tuple) else batch
-                with self._watched.collecting() as found:
+                with self.watching(x):
                     self.model(x)
-                lengths.append(self._length(x))
-                densities.append(_density(found, len(x)))
-        if not lengths:
+        return self.settle(quantile, confidence)
+
+    @contextmanager
+    def watching(self, x: Tensor) -> Iterator[None]:
+        """Note what a batch is like while somebody else runs the model on it, for :meth:`settle`.
+
+        Args:
+            x: natural inputs, ``[B, ...]``.
+        """
+        with self._watched.collecting() as found:
+            yield
+        self._seen.append((self._length(x), _density(found, len(x))))
+
+    @torch.no_grad()
+    def settle(self, quantile: float = 0.999, confidence: float = 0.95) -> EnergyGuard:
+        """Set the limits by what was watched so far, and forget it: the second half of :meth:`profile`.
+
+        Args:
+            quantile, confidence: as there.
+
+        Raises:
+            ValueError: nothing was watched, or an argument out of range.
+        """
+        check_shares(quantile, confidence)
+        if not self._seen:
             raise ValueError("the loader is empty: a profile needs natural inputs")
-        length, dense = torch.cat(lengths).double(), torch.cat(densities).double()
-        if quantile < 1 and len(length) * (1 - quantile) < 1:
-            warnings.warn(
-                f"{len(length)} inputs don't tell their quantile {quantile}: at least"
-                f" {math.ceil(1 / (1 - quantile))} are needed; the limits are the largest values seen",
-                stacklevel=2,
-            )
-        for limit, values in ((self.most_length, length), (self.most_density, dense)):
-            limit.fill_(float(torch.quantile(values, quantile, interpolation="higher")))
+        length, density = (torch.cat(parts).double() for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        values = {"most_length": length, "most_density": density}
+        varying = sum(bool(v.max() > v.min()) for v in values.values())
+        for name, seen in values.items():
+            getattr(self, name).fill_(_limit(seen, (1 - quantile) / max(1, varying), confidence))
+        if float(values["most_density"].min()) >= _DENSE:
+            self.most_density.fill_(math.inf)
         self.profiled.fill_(len(length))
         return self
 
@@ -146,6 +175,9 @@ class EnergyGuard(nn.Module):
                 )
             if self.policy == "truncate" and not x.is_floating_point():
                 x = x[:, : int(self.most_length)]
+        if math.isinf(self.most_density):  # not profiled, or nothing to see
+            self.verdict = Verdict(length, None, long)
+            return self.model(x, *args, **kwargs)
         with self._watched.collecting() as found:
             result = self.model(x, *args, **kwargs)
         density = _density(found, len(x))
@@ -164,10 +196,134 @@ class EnergyGuard(nn.Module):
         return x.ne(self.padding).sum(1)
 
 
+class GenerationGuard(nn.Module):
+    """A model that writes no more tokens than next to all natural inputs make it write.
+
+    How much an input makes a model write can't be told before it has written; so this one stops it. The limit is a
+    buffer, saved with the model. Until :meth:`profile` was called the model's own limit holds.
+
+    Args:
+        model: has ``generate(x, limit)``, which returns ids ``[B, S]`` with ``S <= limit``, padded behind the end; a
+            limit of None is the model's own.
+        end: id of the token that ends an output.
+        policy: what happens to a batch with an output that hasn't ended at the limit: ``"raise"`` a
+            :class:`SpongeError`, ``"truncate"`` returns it as far as it is, ``"flag"`` goes on to the model's limit.
+        padding: id behind the end, not counted.
+
+    Attributes:
+        verdict: of the latest batch.
+
+    Raises:
+        ValueError: an unknown policy.
+        TypeError: a model that doesn't generate.
+
+    Source: Shumailov et al. (2021), "Sponge Examples", arXiv 2006.03463, section VII.
+    """
+
+    most_steps: Tensor
+    profiled: Tensor
+
+    def __init__(self, model: nn.Module, end: int, policy: Policy = "truncate", padding: int = 0) -> None:
+        super().__init__()
+        check_policy(policy)
+        if not callable(getattr(model, "generate", None)):
+            raise TypeError(f"{type(model).__name__} has no generate(x, limit): GenerationGuard is for models with one")
+        self.model: Any = model
+        self.end, self.policy, self.padding = end, policy, padding
+        self.register_buffer("most_steps", torch.tensor(math.inf))
+        self.register_buffer("profiled", torch.tensor(0))
+        self.verdict: Verdict | None = None
+
+    @torch.no_grad()
+    def profile(self, loader: Iterable[Any], quantile: float = 0.999, confidence: float = 0.95) -> GenerationGuard:
+        """Set the limit so that, with the confidence, at most ``1 - quantile`` of inputs like these are cut short.
+
+        Args:
+            loader: of natural inputs, or of batches that begin with them.
+            quantile: share that passes, in (0, 1]; 1 lets all of these pass.
+            confidence: that no more is refused, in (0, 1).
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: an empty loader, or an argument out of range.
+
+        Warns:
+            UserWarning: fewer inputs than it takes to tell; the largest value seen is the limit then.
+        """
+        check_shares(quantile, confidence)
+        steps = []
+        with as_deployed(self.model):
+            for batch in loader:
+                x = batch[0] if isinstance(batch, list | tuple) else batch
+                steps.append(self.model.generate(x, None).ne(self.padding).sum(1))
+        if not steps:
+            raise ValueError("the loader is empty: a profile needs natural inputs")
+        self.most_steps.fill_(_limit(torch.cat(steps).double(), 1 - quantile, confidence))
+        self.profiled.fill_(sum(map(len, steps)))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the model writes, ``[B, S]``, unless the policy is against it.
+
+        Raises:
+            SpongeError: with the policy ``"raise"``, an output that hasn't ended at the limit.
+        """
+        most = float(self.most_steps)
+        limit = None if self.policy == "flag" or math.isinf(most) else int(most)
+        written: Tensor = self.model.generate(x, limit)
+        steps = written.ne(self.padding).sum(1)
+        if written.shape[1] < most:  # all have ended, as next to always: no time is spent on them
+            self.verdict = Verdict(steps, None, torch.zeros_like(steps, dtype=torch.bool))
+            return written
+        endless = (steps > most) if limit is None else ~written.eq(self.end).any(1)
+        self.verdict = Verdict(steps, None, endless)
+        if self.policy == "raise" and bool(endless.any()):
+            raise SpongeError(f"an output hasn't ended after {int(most)} tokens, the most of natural inputs")
+        return written
+
+
 def _density(found: dict[str, list[Tensor]], inputs: int) -> Tensor:
-    shares = []
-    for tensors in found.values():
-        for x in tensors:
-            rows = x.detach().reshape(inputs, -1)
-            shares.append(rows[:, :: max(1, rows.shape[1] // _LOOKS)].ne(0).float().mean(1))
-    return torch.stack(shares).mean(0) if shares else torch.zeros(inputs)
+    """Share of non-zeros among the numbers looked at, one for each input."""
+    looks = [x.detach().reshape(inputs, -1) for tensors in found.values() for x in tensors]
+    if not looks:
+        return torch.zeros(inputs)
+    seen = torch.cat([rows[:, :: max(1, rows.shape[1] // _LOOKS)] for rows in looks], 1)
+    return torch.count_nonzero(seen, 1) / seen.shape[1]
+
+
+def _limit(values: Tensor, share: float, confidence: float) -> float:
+    """The tolerance limit of natural values; the largest if there are too few to tell."""
+    if share > 0 and bool(values.max() > values.min()):
+        limit = tolerance_limit(values, share, confidence)
+        if limit is not None:
+            return limit
+        warnings.warn(
+            f"{len(values)} inputs don't tell what a share of {share:.2g} of all exceeds: at least"
+            f" {samples_needed(share, confidence)} are needed; the limit is the largest value seen",
+            stacklevel=3,
+        )
+    return float(values.max())
+
+
+def check_policy(policy: str) -> None:
+    """Refuse what is no policy.
+
+    Raises:
+        ValueError: names it.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy is {policy!r}: use one of {', '.join(map(repr, POLICIES))}")
+
+
+def check_shares(quantile: float, confidence: float) -> None:
+    """Refuse shares out of range.
+
+    Raises:
+        ValueError: names the argument and the value.
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile is {quantile!r}: use a share above 0, up to 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence!r}: use a share between 0 and 1")

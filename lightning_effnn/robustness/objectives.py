@@ -10,8 +10,8 @@ is switched on or off. ``"l2"`` is the sum of squares, the paper's objective, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,34 @@ def smooth_l0(x: Tensor, inputs: int, sigma: float = SIGMA) -> Tensor:
     >>> smooth_l0(torch.tensor([[0.0, 1.0, 1.0, 0.0]]), 1, sigma=2**0.5)
     tensor([0.2500])
     """
-    rows = per_input(x, inputs).float()
-    magnitude = torch.where(rows < 0, -rows, rows)
-    half = sigma * rows.detach().square().mean().sqrt() + 1e-12
-    return (magnitude / (magnitude + half)).mean(1)
+    if not inputs or len(x) % inputs:
+        per_input(x, inputs)  # refuses it
+    wide = torch.float32 if x.dtype == torch.float16 else None  # whose range squares leave
+    half = sigma * torch.linalg.vector_norm(x.detach(), dtype=wide).float() / x.numel() ** 0.5 + 1e-12
+    counts = _smooth_count(x, half)
+    return counts if len(x) == inputs else counts.view(inputs, -1).mean(1)
+
+
+class _SmoothCount(torch.autograd.Function):
+    """Mean of |x| / (|x| + half) over all axes but the first; written out, as it runs over every activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: Tensor) -> Tensor:
+        """Return ``[len(x)]``."""
+        inverse = x.abs().add_(half).reciprocal_()
+        ctx.save_for_backward(x, inverse, half)
+        return 1 - half * inverse.mean(tuple(range(1, x.dim()))).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of ``x``."""
+        x, inverse, half = ctx.saved_tensors
+        scale = (gradients[0] * half * (len(x) / x.numel())).to(x.dtype)
+        slope = inverse.square().copysign_(x)
+        return slope.mul_(scale.view(-1, *[1] * (x.dim() - 1))), None
+
+
+_smooth_count = cast("Callable[[Tensor, Tensor], Tensor]", _SmoothCount.apply)
 
 
 def measure(x: Tensor, inputs: int, kind: Kind = "l0", sigma: float = SIGMA) -> Tensor:

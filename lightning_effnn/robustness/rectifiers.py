@@ -23,21 +23,21 @@ class _Live(torch.autograd.Function):
     """The rectifier, with a gradient of 1 where it is on and of reach² / (reach² + x²) where it is off."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, output: Tensor, reach: float) -> Tensor:
-        """Return ``output``."""
+    def forward(ctx: Any, x: Tensor, reach: float, most: float | None) -> Tensor:
+        """Return ``x`` rectified."""
         ctx.save_for_backward(x)
         ctx.reach = reach
-        return output.clone()
+        return x.clamp(0.0, most)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of ``x``."""
         (x,) = ctx.saved_tensors
-        square = x.clamp(max=0).square()
-        return gradients[0] * (ctx.reach**2 / (ctx.reach**2 + square)), None, None
+        slope = x.clamp(max=0).div_(ctx.reach).square_().add_(1).reciprocal_()
+        return slope.mul_(gradients[0]), None, None
 
 
-_live = cast("Callable[[Tensor, Tensor, float], Tensor]", _Live.apply)
+_live = cast("Callable[[Tensor, float, float | None], Tensor]", _Live.apply)
 
 
 class _Mode(TorchFunctionMode):
@@ -52,9 +52,7 @@ class _Mode(TorchFunctionMode):
         if func not in _RECTIFIERS or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
-        six = func is F.relu6
-        output = F.hardtanh(x.detach(), 0.0, 6.0) if six else x.detach().clamp(min=0)
-        return _live(x, output, self.reach)
+        return _live(x, self.reach, 6.0 if func is F.relu6 else None)
 
 
 @contextmanager

@@ -70,8 +70,7 @@ class SpongePenalty:
         """
         attack = self.attacks[number % len(self.attacks)]
         part = x[: max(1, round(self.share * len(x)))]
-        crafted = self.craft(part, attack, number)
-        both = torch.cat((part, crafted))
+        both = part if attack == "clean" else torch.cat((part, self.craft(part, attack, number)))
         with self.density.activations.collecting() as found, natural_statistics(len(part), len(both)):
             self.model(both)
         return self.density.of(found, len(both)).mean()
@@ -84,8 +83,6 @@ class SpongePenalty:
             attack: its name.
             seed: of noise.
         """
-        if attack == "clean":
-            return x
         if attack == "noise":
             return random_inputs(x, None, self.low, self.high, seed)
         origin, eps = x.detach(), self.eps

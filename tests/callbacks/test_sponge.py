@@ -8,9 +8,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_effnn.callbacks import (
+    EnergyGuardProfile,
     FocusedCompression,
     HardwareEnergyMonitor,
     LowPrecisionSearch,
@@ -19,7 +21,7 @@ from lightning_effnn.callbacks import (
 )
 from lightning_effnn.data import DigitsDataModule
 from lightning_effnn.modules import ImageClassifier, SmallCNN
-from lightning_effnn.robustness import TracedEnergy
+from lightning_effnn.robustness import EnergyGuard, TracedEnergy
 
 
 def loader(n=96, batch_size=16):
@@ -80,6 +82,8 @@ def test_evaluation_changes_nothing_in_the_fit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
     (table,) = tmp_path.rglob("sponge_attacks.csv")
     assert table.read_text().splitlines()[0].startswith("inputs,energy_uJ")
+    (figure,) = tmp_path.rglob("sponge_layers.png")
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_crafted_inputs_leave_running_statistics_alone():
@@ -132,6 +136,44 @@ def test_it_composes_with_compression_and_the_monitor(tmp_path):
     assert (tmp_path / "m.effnn").exists()
 
 
+def test_a_guard_is_profiled_by_the_validation_as_it_runs(tmp_path):
+    callback = EnergyGuardProfile(quantile=1.0, policy="flag", path=tmp_path / "guard.safetensors")
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    _, plain = fit([])
+    _, model = fit([callback, checkpoint], enable_checkpointing=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    own = EnergyGuard(model).profile(loader(32), quantile=1.0)
+    saved = torch.load(checkpoint.last_model_path, weights_only=True)["callbacks"]["EnergyGuardProfile"]
+    deployed = EnergyGuard(model.net)
+    deployed.load_state_dict(load_file(tmp_path / "guard.safetensors"), strict=False)
+    for name in ("most_length", "most_density", "profiled"):
+        expected = pytest.approx(float(getattr(own, name)), rel=1e-5)
+        for found in (getattr(callback.guard, name), getattr(deployed, name), saved[name]):
+            assert float(found) == expected
+    assert int(deployed.profiled) == 32
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert callback.guard(next(iter(loader(32)))[0]).shape == (16, 10)
+
+
+def test_a_guard_goes_on_from_a_checkpoint(tmp_path):
+    fit([EnergyGuardProfile(), ModelCheckpoint(tmp_path, filename="a")], epochs=1, enable_checkpointing=True)
+    callback = EnergyGuardProfile()
+    fit([callback], epochs=1, ckpt_path=tmp_path / "a.ckpt")  # nothing is left to do
+    assert int(callback.guard.profiled) == 32
+
+
+class Broken(ImageClassifier):
+    def validation_step(self, batch, batch_idx):
+        raise RuntimeError("the meter is off")
+
+
+def test_an_interrupted_validation_leaves_no_hooks():
+    model = Broken(SmallCNN(width=4), schedule="constant")
+    with pytest.raises(RuntimeError, match="the meter is off"):
+        fit([EnergyGuardProfile()], model, num_sanity_val_steps=0)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 class Manual(ImageClassifier):
     def __init__(self):
         super().__init__(SmallCNN(width=4))
@@ -144,6 +186,10 @@ class Manual(ImageClassifier):
         (lambda: SpongeTraining(weight=0), ValueError, "weight=0"),
         (lambda: SpongeTraining(attack="fgsm"), ValueError, "'fgsm'"),
         (lambda: SpongeTraining(low=1.0, high=0.0), ValueError, "low=1.0"),
+        (lambda: EnergyGuardProfile(quantile=0), ValueError, "quantile is 0"),
+        (lambda: EnergyGuardProfile(policy="ban"), ValueError, "policy is 'ban'"),
+        (lambda: EnergyGuardProfile(path="guard.pt"), ValueError, "ends in .safetensors"),
+        (lambda: fit([EnergyGuardProfile()], limit_val_batches=0), MisconfigurationException, "validation data"),
         (lambda: SpongeEvaluation(0), ValueError, "every_n_epochs=0"),
         (lambda: SpongeEvaluation(attacks=("magic",)), ValueError, "'magic'"),
         (lambda: SpongeEvaluation(accelerator="abacus"), ValueError, "abacus"),

@@ -38,6 +38,17 @@ def test_images_come_decoded_normalised_and_with_their_label(folder):
     assert torch.allclose(images, normalise(flat), atol=0.03)
 
 
+def test_images_that_are_not_normalised_lie_between_0_and_1(folder):
+    data, plain = (CIFAR10DataModule(folder, normalised=wanted) for wanted in (True, False))
+    batches = []
+    for module in (data, plain):
+        module.setup("test")
+        batches.append(next(iter(module.test_dataloader()))[0])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    assert 0 <= batches[1].min() < batches[1].max() <= 1
+    assert torch.allclose((batches[1] - mean) / std, batches[0], atol=1e-5)
+
+
 def test_validation_takes_as_many_of_each_class(folder):
     data = CIFAR10DataModule(folder, val_size=20)
     data.setup("fit")

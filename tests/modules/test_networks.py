@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_effnn.data import CIFAR10DataModule
-from lightning_effnn.modules import LeNet5, ResNetCIFAR, SmallCNN
+from lightning_effnn.modules import LeNet5, Normalized, ResNetCIFAR, SmallCNN
 
 
 def count(net):
@@ -108,3 +108,17 @@ def test_a_missing_file_of_weights_names_both_places(tmp_path, monkeypatch):
     monkeypatch.delenv("EFFNN_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"weights='nowhere\.safetensors'.*EFFNN_DATA"):
         ResNetCIFAR(weights="nowhere.safetensors")
+
+
+def test_a_network_may_normalise_by_itself():
+    net = ResNetCIFAR().eval()
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    wrapped = Normalized(net, mean, std)
+    images = torch.rand(2, 3, 32, 32)
+    by_hand = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+    assert torch.allclose(wrapped(images), net(by_hand), atol=1e-5)
+    assert set(wrapped.state_dict()) == {f"net.{key}" for key in net.state_dict()}
+    with pytest.raises(ValueError, match="deviations above 0"):
+        Normalized(net, mean, (0.5, 1.0, 0.0))
+    with pytest.raises(ValueError, match="one of each a channel"):
+        Normalized(net, mean, std[:2])

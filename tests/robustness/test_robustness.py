@@ -11,6 +11,7 @@ from lightning_effnn import hardware
 from lightning_effnn import robustness as rb
 from lightning_effnn.modules import SmallCNN
 from lightning_effnn.robustness.activations import natural_statistics
+from lightning_effnn.robustness.plots import sponge_figure
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -116,6 +117,40 @@ class TestAttacks:
         assert (crafted.flatten(1).sum(1) >= X.flatten(1).sum(1)).all()
         assert len(calls) == 5
 
+    @pytest.mark.parametrize("attack", [rb.sponge_pgd, rb.sponge_lbfgs])
+    def test_interrupted_an_attack_leaves_the_model_as_it_was(self, attack):
+        net = network().train()
+        before = copy.deepcopy(net.state_dict())
+        calls = []
+
+        def objective(x):
+            calls.append(net(x))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return calls[-1].square().sum(1)
+
+        with pytest.raises(KeyboardInterrupt):
+            attack(net, X, steps=20, objective=objective)
+        assert len(calls) == 3
+        assert all(module.training for module in net.modules())
+        assert all(parameter.requires_grad for parameter in net.parameters())
+        assert not any(module._forward_pre_hooks for module in net.modules())
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+    def test_they_touch_neither_the_network_nor_files(self, monkeypatch):
+        net = network()
+        energy = rb.DensityEnergy(net, X, "eyeriss_like")  # reads the chip's file
+
+        def refuse(*_, **__):
+            raise AssertionError("an attack went outside")
+
+        for name in ("builtins.open", "os.open", "socket.socket"):
+            monkeypatch.setattr(name, refuse)
+        rb.sponge_pgd(net, X, steps=2)
+        rb.sponge_lbfgs(net, X, steps=2)
+        rb.sponge_genetic(energy, X, pool=4, generations=2)
+        rb.sponge_text_genetic(lambda texts: list(map(len, texts)), "ab", 4, pool=4, generations=2)
+
     def test_a_fitness_that_raises_is_the_users_own(self):
         def broken(x):
             raise RuntimeError("the meter is off")
@@ -136,6 +171,13 @@ class TestAttacks:
             (lambda: rb.sponge_pgd(nn.ReLU(), X), ValueError, "no layer with weights"),
             (lambda: rb.sponge_lbfgs(network(), X, lr=0), ValueError, "lr is 0"),
             (lambda: rb.sponge_genetic(lambda x: x.sum(), X), ValueError, "fitness returned the shape"),
+            (lambda: rb.sponge_genetic(lambda x: x, X, eps=-1), ValueError, "eps is -1"),
+            (lambda: rb.sponge_genetic(lambda x: x, X, generations=0), ValueError, "generations is 0"),
+            (lambda: rb.sponge_genetic(lambda x: x, (255 * X).byte()), TypeError, "uint8"),
+            (lambda: rb.sponge_lbfgs(network(), X, steps=0), ValueError, "steps is 0"),
+            (lambda: rb.sponge_lbfgs(network(), X, eps=0), ValueError, "eps is 0"),
+            (lambda: rb.sponge_lbfgs(network(), -X), ValueError, r"lies in \["),
+            (lambda: rb.random_inputs(X, eps=-1), ValueError, "eps is -1"),
             (lambda: rb.sponge_genetic(lambda x: x, X, pool=1), ValueError, "pool is 1"),
             (lambda: rb.sponge_genetic(lambda x: x, X, mutation=0), ValueError, "mutation is 0"),
             (lambda: rb.Density(network(), sigma=0), ValueError, "sigma is 0"),
@@ -169,6 +211,33 @@ class TestTraining:
             y = norm(x)
         natural = F.batch_norm(x[:5], None, None, norm.weight, norm.bias, True)
         assert torch.allclose(y[:5], natural, atol=1e-5)
+        assert torch.equal(norm.running_mean, running)
+
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_gradients_are_those_of_the_formula(self, affine):
+        generator = torch.Generator().manual_seed(0)
+        norm = nn.BatchNorm2d(3, affine=affine)
+        x = (torch.randn(8, 3, 5, 5, generator=generator) * 3 + 1).requires_grad_()
+        wanted = [x, *norm.parameters()]
+        for parameter in norm.parameters():
+            nn.init.uniform_(parameter)
+        upstream = torch.randn(8, 3, 5, 5, generator=generator)
+        with natural_statistics(5, 8):
+            found = torch.autograd.grad(norm(x), wanted, upstream)
+        variance, mean = torch.var_mean(x[:5].transpose(0, 1).flatten(1), 1, correction=0)
+        weight, bias = (norm.weight, norm.bias) if affine else (torch.ones(3), torch.zeros(3))
+        scale = (variance + norm.eps).rsqrt() * weight
+        y = x * scale.view(3, 1, 1) + (bias - mean * scale).view(3, 1, 1)
+        for mine, theirs in zip(found, torch.autograd.grad(y, wanted, upstream), strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-4)
+
+    def test_a_batch_that_is_all_natural_is_normalised_as_in_training(self):
+        norm = nn.BatchNorm2d(3)
+        x = torch.rand(4, 3, 2, 2)
+        running = norm.running_mean.clone()
+        with natural_statistics(4, 4):
+            y = norm(x)
+        assert torch.allclose(y, F.batch_norm(x, None, None, norm.weight, norm.bias, True))
         assert torch.equal(norm.running_mean, running)
 
     def test_a_step_down_the_penalty_makes_the_deployed_network_sparser(self):
@@ -225,18 +294,52 @@ class TestEvaluation:
         assert report.gain == pytest.approx(1, abs=1e-6)
 
     def test_the_papers_simulator_orders_natural_random_and_sponge(self):
-        # dark images with a bright square: natural ones have zeros that noise has not
-        natural = torch.zeros(4, 1, 8, 8)
-        natural[:, :, 2:5, 2:5] = 1
-        report = rb.evaluate(network(), [natural], "shumailov2021", ["random", "pgd"], eps=None, steps=20)
+        data = pytest.importorskip("sklearn.datasets").load_digits()
+        images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
+        labels = torch.from_numpy(data.target).long()
+        torch.manual_seed(0)
+        net = SmallCNN()
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for step in range(120):  # a network that has learnt what is natural
+            rows = torch.arange(step * 64, step * 64 + 64) % 1600
+            optimizer.zero_grad()
+            F.cross_entropy(net(images[rows]), labels[rows]).backward()
+            optimizer.step()
+        held_out = [(images[1600:1606], labels[1600:1606])]
+        report = rb.evaluate(net.eval(), held_out, "shumailov2021", ["random", "pgd"], eps=None, steps=20)
         random, pgd = report.attacks
+        assert report.natural.accuracy > 0.6
         assert report.natural.mean_uJ < random.mean_uJ < pgd.mean_uJ
+
+    def test_a_network_without_zeros_is_said_once(self):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 10))
+        with pytest.warns(UserWarning, match="the model has none") as caught:
+            report = rb.evaluate(net, [X], attacks=["pgd", "random"], eps=0.1, steps=2, limit=2)
+        assert sum("the model has none" in str(w.message) for w in caught) == 1
+        assert report.gain == pytest.approx(1, abs=1e-3)
+
+    def test_rows_and_figure_are_written(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        report = rb.evaluate(network(), [X], attacks=["random"], eps=0.1, limit=2)
+        report.to_csv(tmp_path / "rows.csv")
+        report.plot(tmp_path / "deep" / "layers.png")
+        assert (tmp_path / "rows.csv").read_text().splitlines()[1].startswith("natural,")
+        assert (tmp_path / "deep" / "layers.png").read_bytes().startswith(b"\x89PNG")
+        figure = sponge_figure(report)
+        totals, layers = figure.axes
+        assert [bar.get_height() for bar in totals.patches] == pytest.approx([o["energy_uJ"] for o in report.rows()])
+        extra = sum(bar.get_width() for bar in layers.patches)
+        assert extra == pytest.approx(report.worst.mean_uJ - report.natural.mean_uJ, rel=1e-2, abs=1e-4)
 
     @pytest.mark.parametrize(
         ("loader", "arguments", "error", "words"),
         [
             ([], {}, ValueError, "loader is empty"),
             ([X], {"limit": 0}, ValueError, "limit is 0"),
+            ([X], {"eps": 0}, ValueError, "eps is 0"),
+            ([X], {"steps": 0}, ValueError, "steps is 0"),
+            ([2 * X], {}, ValueError, r"lies in \["),
+            ([(255 * X).byte()], {}, TypeError, "uint8"),
             ([X], {"attacks": ["magic"]}, ValueError, "'magic'"),
             ([X], {"accelerator": "abacus"}, ValueError, "abacus"),
             ([["a"]], {}, TypeError, "begins with a str"),
@@ -299,5 +402,5 @@ class TestGuard:
             rb.EnergyGuard(network(), "ban")
         with pytest.raises(ValueError, match="quantile is 2"):
             rb.EnergyGuard(network()).profile([X], quantile=2)
-        with pytest.warns(UserWarning, match="at least 1000 are needed"):
+        with pytest.warns(UserWarning, match="at least 2995 are needed"):
             rb.EnergyGuard(network()).profile([X], quantile=0.999)
