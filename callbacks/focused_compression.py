@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
-from lightning_effnn.callbacks._reporting import log_figure, report_folder
+from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
 from lightning_effnn.compression import (
     CompressionReport,
@@ -106,8 +106,9 @@ class FocusedCompression(Callback):
                     f"activations={activations}: they are rounded from the start of quantize on, which is None"
                 )
         self.sparsity, self.bits, self.activations = sparsity, bits, activations
-        self.prune = Schedule.of("prune", prune) if prune is not None and sparsity else None
-        self.quantize = Schedule.of("quantize", quantize) if quantize is not None else None
+        self.prune, self.quantize = prune, quantize
+        self._pruning = Schedule.of("prune", prune) if prune is not None and sparsity else None
+        self._quantizing = Schedule.of("quantize", quantize) if quantize is not None else None
         self.method, self.scope, self.separation = method, scope, separation
         self.include, self.exclude = include, exclude
         self.export, self.other, self.prefix = export, other, prefix
@@ -142,7 +143,7 @@ class FocusedCompression(Callback):
             return
         check_whole_weights(trainer, self)
         epochs = check_end(trainer, self)
-        for window in (self.prune, self.quantize):
+        for window in (self._pruning, self._quantizing):
             if window is not None:
                 window.fractions(epochs)
 
@@ -168,6 +169,7 @@ class FocusedCompression(Callback):
             assert self._attachment is not None
             self._attachment.quantizers.load_state_dict(self._saved_scales)
             self._saved_scales = None
+        log_parameters(trainer, self)
         names = [layer.site.name for layer in self.projector.layers]
         rank_zero_info(f"FocusedCompression takes {len(names)} weights: {', '.join(names)}")
 
@@ -193,11 +195,11 @@ class FocusedCompression(Callback):
         assert self.projector is not None
         self.projector.capture()  # where a scaler has skipped the step
         done = self._done(trainer, batch_idx)
-        if self.prune is not None:
-            passed = self.prune.progress(done, trainer.max_epochs)
+        if self._pruning is not None:
+            passed = self._pruning.progress(done, trainer.max_epochs)
             self._prune_to(math.floor(passed * PRUNING_STEPS))
-        if self.quantize is not None:
-            passed = self.quantize.progress(done, trainer.max_epochs)
+        if self._quantizing is not None:
+            passed = self._quantizing.progress(done, trainer.max_epochs)
             if passed >= 0 and self.activations is not None and self._attachment is None:
                 self._round_activations(pl_module)
             self._round_to(min(math.floor(passed * len(FRACTIONS)), len(FRACTIONS) - 1))
@@ -237,14 +239,15 @@ class FocusedCompression(Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Settle on the formats, write the file and the figure."""
         assert self.projector is not None
-        if self.prune is not None:  # a fit that was stopped early is compressed as asked for all the same
+        if self._pruning is not None:  # a fit that was stopped early is compressed as asked for all the same
             self._prune_to(PRUNING_STEPS)
-        if self.quantize is not None:
+        if self._quantizing is not None:
             self._round_to(len(FRACTIONS) - 1)
         self.projector.finish()
         self.on_validation_start(trainer, pl_module)
         if self.export is not None:
             self.save(pl_module, self.export, write=trainer.is_global_zero)
+            log_file(trainer, f"{self.prefix}/model", self.export, "model")
         self._figure(trainer)
         self._release()
 

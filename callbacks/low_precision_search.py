@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
 from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
-from lightning_effnn.callbacks._reporting import log_figure, report_folder
+from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
@@ -96,12 +96,14 @@ class LowPrecisionSearch(Callback):
             Accelerator.load(accelerator)
         self.weights, self.activations = tuple(weights), tuple(activations)
         self.cost, self.accelerator, self.cost_weight = cost, accelerator, cost_weight
+        self.warmup, self.freeze = warmup, freeze
         self.window = Schedule.of("(warmup, freeze)", (warmup, freeze))
         self.include, self.exclude, self.seed = include, exclude, seed
         self.export, self.prefix = export, prefix
         self.search: BitSearch | None = None
         self.history: list[dict[str, Any]] = []
         self._held_out: HeldOut | None = None
+        self._position = 0  # of the held-out batches, in the checkpoint
         self._scales: ScaleOptimizer | None = None
         self._stopped = False
         self._stepped = False
@@ -124,7 +126,7 @@ class LowPrecisionSearch(Callback):
         return {
             "search": self.search.state_dict(),
             "scales": None if self._scales is None else self._scales.state_dict(),
-            "position": 0 if self._held_out is None else self._held_out.position,
+            "position": self._position if self._held_out is None else self._held_out.position,
             "history": self.history,
             "stopped": self._stopped,
         }
@@ -149,6 +151,7 @@ class LowPrecisionSearch(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where a checkpoint was taken."""
+        log_parameters(trainer, self)
         self._restore(pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -219,6 +222,7 @@ class LowPrecisionSearch(Callback):
         assert self.plan is not None
         if self.export is not None and trainer.is_global_zero:
             self.plan.save(self.export)
+            log_file(trainer, f"{self.prefix}/bits", self.export, "quantization-plan")
             print(f"LowPrecisionSearch: the chosen bits are in {self.export}")
         self._figure(trainer)
 
@@ -240,8 +244,7 @@ class LowPrecisionSearch(Callback):
     def _compare(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
         assert self.search is not None
         if self._held_out is None:
-            position = 0 if self._saved is None else self._saved["position"]
-            self._held_out, self._saved = HeldOut(trainer, position), None
+            self._held_out = HeldOut(trainer, self._position)
         held_out = self._held_out.batch(trainer, batch)
 
         def loss() -> float:
@@ -279,6 +282,7 @@ class LowPrecisionSearch(Callback):
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
         self.search.load_state_dict(self._saved["search"])
         self.history, self._stopped = list(self._saved["history"]), self._saved["stopped"]
+        self._position = self._saved["position"]
         if self._saved["scales"] is not None:
             attachment = self.search.attachment
             self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 
-from lightning_effnn.callbacks._reporting import log_table, report_folder
+from lightning_effnn.callbacks._reporting import log_parameters, log_table, report_folder
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.robustness.evaluation import ATTACKS, SpongeReport, evaluate, named_attacks
@@ -70,6 +70,16 @@ class SpongeEvaluation(Callback):
     def state_key(self) -> str:
         """Fixed by the prefix."""
         return f"{type(self).__name__}[{self.prefix}]"
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse a fit that never validates; log the parameters.
+
+        Raises:
+            ValueError: there are no validation batches to attack.
+        """
+        if not trainer.enable_validation:
+            raise ValueError("SpongeEvaluation attacks validation batches: give the fit a validation loader")
+        log_parameters(trainer, self)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Attack, and log natural, worst and gain."""

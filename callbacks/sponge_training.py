@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import LossTerm
+from lightning_effnn.callbacks._reporting import log_parameters
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.robustness.objectives import SIGMA
 from lightning_effnn.robustness.training import Inner, SpongePenalty, check_attack
@@ -106,6 +107,10 @@ class SpongeTraining(Callback):
             return self.weight * value
 
         self._term = LossTerm(pl_module, term)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Log the parameters."""
+        log_parameters(trainer, self)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module its own training step back."""
