@@ -32,3 +32,23 @@ def check_end(trainer: Any, callback: Any) -> int:
     if epochs is None or epochs < 1:
         raise MisconfigurationException(f"{type(callback).__name__} has a schedule in a fit: it needs max_epochs")
     return int(epochs)
+
+
+def check_rounds_alone(trainer: Any, pl_module: Any, callback: Any) -> None:
+    """Refuse two callbacks that round the same weight or activation: the later would undo the levels of the other.
+
+    Those that round have a method ``rounds``, which names what they do.
+
+    Raises:
+        MisconfigurationException: names both callbacks, what they share and how to part it.
+    """
+    mine = callback.rounds(pl_module)
+    for other in trainer.callbacks:
+        if other is callback or not hasattr(other, "rounds"):
+            continue
+        shared = sorted(mine & other.rounds(pl_module))
+        if shared:
+            raise MisconfigurationException(
+                f"{type(callback).__name__} and {type(other).__name__} would both round {', '.join(shared)}: leave each"
+                " to one of them, by include and exclude, or in LowPrecisionSearch by weights=() or activations=()"
+            )

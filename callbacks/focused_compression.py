@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
+from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
 from lightning_effnn.compression import (
@@ -23,7 +23,7 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
-from lightning_effnn.quantization import Attachment
+from lightning_effnn.quantization import Attachment, activation_sites, weight_sites
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
 """Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
@@ -63,7 +63,8 @@ class FocusedCompression(Callback):
         ValueError: an argument out of range, at construction; at the start of the fit, no prunable weight or a
             weight with NaN or infinity.
         MisconfigurationException: a window that doesn't fit the fit, a fit without end, an optimiser that evaluates the
-            loss several times a step (LBFGS), or a strategy that shards parameters.
+            loss several times a step (LBFGS), or a strategy that shards parameters, or another
+            callback that rounds the same weights.
 
     Example:
         >>> FocusedCompression(sparsity=0.9, bits=5, prune=(0.1, 0.5), quantize=(0.5, 0.9)).bits
@@ -147,11 +148,21 @@ class FocusedCompression(Callback):
             if window is not None:
                 window.fractions(epochs)
 
+    def rounds(self, pl_module: Any) -> set[str]:
+        """Names of the weights and activations that have to be left alone by others."""
+        names = set()
+        if self._quantizing is not None or self.export is not None:
+            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+        if self.activations is not None:
+            names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
+        return names
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the latent weights out of the model; say what is taken."""
         for optimizer in trainer.optimizers:
             if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "LBFGS":
                 raise MisconfigurationException("FocusedCompression cannot follow LBFGS, which steps within its step")
+        check_rounds_alone(trainer, pl_module, self)
         self.projector = Projector(
             pl_module,
             include=self.include,

@@ -13,12 +13,18 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
-from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
+from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
-from lightning_effnn.quantization import Attachment, QuantizationPlan, ScaleOptimizer
+from lightning_effnn.quantization import (
+    Attachment,
+    QuantizationPlan,
+    ScaleOptimizer,
+    activation_sites,
+    weight_sites,
+)
 from lightning_effnn.search.bits import COSTS, BitSearch
 from lightning_effnn.search.bits.search import check_options
 from lightning_effnn.search.plots import choices_figure
@@ -61,7 +67,7 @@ class LowPrecisionSearch(Callback):
         TypeError, ValueError: an argument out of range, at construction; at the start of the search, a model with
             nothing to quantise or with uninitialised lazy modules.
         MisconfigurationException: a schedule that doesn't fit the fit, a fit without end, manual optimisation, or a
-            strategy that shards parameters.
+            strategy that shards parameters, or another callback that rounds the same weights or activations.
 
     Example:
         >>> LowPrecisionSearch(weights=(2, 4, 8), activations=(8,), cost="bits").cost
@@ -135,6 +141,15 @@ class LowPrecisionSearch(Callback):
         """Kept until the model is there."""
         self._saved = state_dict or None
 
+    def rounds(self, pl_module: Any) -> set[str]:
+        """Names of the weights and activations that have to be left alone by others."""
+        names = set()
+        if self.weights:
+            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+        if self.activations:
+            names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
+        return names
+
     # the stages of a fit
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -151,6 +166,7 @@ class LowPrecisionSearch(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where a checkpoint was taken."""
+        check_rounds_alone(trainer, pl_module, self)
         log_parameters(trainer, self)
         self._restore(pl_module)
 
@@ -212,13 +228,16 @@ class LowPrecisionSearch(Callback):
         sure = {name: float(p.detach().max()) for name, p in controller.probabilities.items()}
         self.history.append({"chosen": controller.chosen(), "probability": sure})
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Settle, if the fit ended early: before any callback writes what the model has become."""
+        if self.search is not None and self.plan is None:
+            self._settle(trainer)
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Settle, if the fit ended early; write plan and figure."""
+        """Write plan and figure."""
         if self.search is None:
             rank_zero_warn("LowPrecisionSearch: the fit ended before the search began: no bits were chosen")
             return
-        if self.plan is None:
-            self._settle(trainer)
         assert self.plan is not None
         if self.export is not None and trainer.is_global_zero:
             self.plan.save(self.export)
