@@ -23,7 +23,7 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
-from lightning_effnn.quantization import Attachment, activation_sites, weight_sites
+from lightning_effnn.quantization import Attachment, activation_sites, strip_, weight_sites
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
 """Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
@@ -163,6 +163,11 @@ class FocusedCompression(Callback):
             if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "LBFGS":
                 raise MisconfigurationException("FocusedCompression cannot follow LBFGS, which steps within its step")
         check_rounds_alone(trainer, pl_module, self)
+        if self._saved is None:  # an earlier fit with this callback is over
+            self._pruned = self._rounded = -1
+        if self._attachment is not None:
+            strip_(self._attachment.model)
+            self._attachment = None
         self.projector = Projector(
             pl_module,
             include=self.include,
@@ -263,9 +268,11 @@ class FocusedCompression(Callback):
         self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the model usable: with its projected weights."""
+        """Leave the model usable: with its projected weights, and nothing on it."""
         if self.projector is not None:
             self.projector.capture()
+        if self._attachment is not None:
+            strip_(pl_module)
         self._release()
 
     def save(self, pl_module: Any, path: str | Path, *, write: bool = True) -> None:

@@ -23,6 +23,7 @@ from lightning_effnn.quantization import (
     QuantizationPlan,
     ScaleOptimizer,
     activation_sites,
+    strip_,
     weight_sites,
 )
 from lightning_effnn.search.bits import COSTS, BitSearch
@@ -113,6 +114,7 @@ class LowPrecisionSearch(Callback):
         self._scales: ScaleOptimizer | None = None
         self._stopped = False
         self._stepped = False
+        self._interrupted = False
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -168,6 +170,13 @@ class LowPrecisionSearch(Callback):
         """Go on where a checkpoint was taken."""
         check_rounds_alone(trainer, pl_module, self)
         log_parameters(trainer, self)
+        if self.search is not None and (
+            self._saved is not None or self._interrupted or self.search.model is not pl_module
+        ):
+            strip_(self.search.model)  # an earlier fit with this callback is over
+            self.search, self._held_out, self._scales = None, None, None
+            self.history, self._stopped = [], False
+        self._interrupted = False
         self._restore(pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -245,6 +254,12 @@ class LowPrecisionSearch(Callback):
             print(f"LowPrecisionSearch: the chosen bits are in {self.export}")
         self._figure(trainer)
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the model usable: with the weights that were trained, and nothing on it."""
+        if self.search is not None:
+            strip_(pl_module)
+            self._interrupted = True
+
     # what they do
 
     def _begin(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
@@ -298,14 +313,15 @@ class LowPrecisionSearch(Callback):
     def _restore(self, pl_module: Any) -> None:
         if self._saved is None or self.search is not None:
             return
+        saved, self._saved = self._saved, None
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
-        self.search.load_state_dict(self._saved["search"])
-        self.history, self._stopped = list(self._saved["history"]), self._saved["stopped"]
-        self._position = self._saved["position"]
-        if self._saved["scales"] is not None:
+        self.search.load_state_dict(saved["search"])
+        self.history, self._stopped = list(saved["history"]), saved["stopped"]
+        self._position = saved["position"]
+        if saved["scales"] is not None:
             attachment = self.search.attachment
             self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())
-            self._scales.load_state_dict(self._saved["scales"])
+            self._scales.load_state_dict(saved["scales"])
 
     def _attached(self, pl_module: Any, steps: int) -> BitSearch:
         return BitSearch(

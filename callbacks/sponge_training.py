@@ -114,6 +114,14 @@ class SpongeTraining(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module its own training step back."""
-        if stage == "fit" and self._term is not None:
+        if stage == "fit":
+            self._remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give it back: after an exception or Ctrl-C there is no teardown."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._term is not None:
             self._term.remove()
             self._term = None

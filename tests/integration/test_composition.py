@@ -93,9 +93,7 @@ def test_four_callbacks_keep_what_each_promises(tmp_path):
 def test_two_compressions_share_a_network_but_no_weight(tmp_path):
     def halves():
         first = FocusedCompression(0.5, include=["a.*"], prune=(0.0, 0.4), quantize=(0.4, 0.7))
-        second = FocusedCompression(
-            0.8, bits=4, include=["b.*"], prune=(0.0, 0.4), quantize=(0.4, 0.7), prefix="other"
-        )
+        second = FocusedCompression(0.8, bits=4, include=["b.*"], prune=(0.0, 0.4), quantize=(0.4, 0.7), prefix="other")
         return first, second
 
     first, second = halves()
