@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
-from lightning_effnn.callbacks._schedule import Moment, Schedule
+from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.compression import (
     CompressionReport,
     Projector,
@@ -143,10 +143,7 @@ class FocusedCompression(Callback):
         if stage != "fit":
             return
         check_whole_weights(trainer, self)
-        epochs = check_end(trainer, self)
-        for window in (self._pruning, self._quantizing):
-            if window is not None:
-                window.fractions(epochs)
+        check_end(trainer, self, self._pruning, self._quantizing)
 
     def rounds(self, pl_module: Any) -> set[str]:
         """Names of the weights and activations that have to be left alone by others."""
@@ -210,15 +207,15 @@ class FocusedCompression(Callback):
         """Go on with the schedule."""
         assert self.projector is not None
         self.projector.capture()  # where a scaler has skipped the step
-        done = self._done(trainer, batch_idx)
+        done = passed(trainer, batch_idx + 1)
         if self._pruning is not None:
-            passed = self._pruning.progress(done, trainer.max_epochs)
-            self._prune_to(math.floor(passed * PRUNING_STEPS))
+            progress = self._pruning.progress(done, epochs_of(trainer))
+            self._prune_to(math.floor(progress * PRUNING_STEPS))
         if self._quantizing is not None:
-            passed = self._quantizing.progress(done, trainer.max_epochs)
-            if passed >= 0 and self.activations is not None and self._attachment is None:
+            progress = self._quantizing.progress(done, epochs_of(trainer))
+            if progress >= 0 and self.activations is not None and self._attachment is None:
                 self._round_activations(pl_module)
-            self._round_to(min(math.floor(passed * len(FRACTIONS)), len(FRACTIONS) - 1))
+            self._round_to(min(math.floor(progress * len(FRACTIONS)), len(FRACTIONS) - 1))
 
     def _prune_to(self, step: int) -> None:
         assert self.projector is not None
@@ -291,13 +288,6 @@ class FocusedCompression(Callback):
                 f" {self.report.bits_per_weight:.2f} bits a weight"
             )
         round_others_(pl_module, self.other, exclude=[layer.site.parameter for layer in self.projector.layers])
-
-    def _done(self, trainer: Any, batch_idx: int) -> float:
-        """Fraction of the fit that has passed."""
-        batches = trainer.num_training_batches
-        if math.isinf(batches):
-            return float((trainer.current_epoch + 1) / trainer.max_epochs)
-        return float((trainer.current_epoch * batches + batch_idx + 1) / (trainer.max_epochs * batches))
 
     def _figure(self, trainer: Any) -> None:
         assert self.projector is not None

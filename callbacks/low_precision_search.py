@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
-from lightning_effnn.callbacks._schedule import Moment, Schedule
+from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.quantization import (
@@ -164,7 +164,7 @@ class LowPrecisionSearch(Callback):
                 "LowPrecisionSearch asks training_step for the loss of validation batches, which with manual"
                 " optimisation would step the optimiser: it needs automatic_optimization"
             )
-        self.window.fractions(check_end(trainer, self))
+        check_end(trainer, self, self.window)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where a checkpoint was taken."""
@@ -195,16 +195,16 @@ class LowPrecisionSearch(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin, compare, draw or settle, whatever it is time for."""
-        passed = self.window.progress(self._done(trainer, batch_idx), trainer.max_epochs)
-        if passed < 0 or self.plan is not None:
-            return
         step = trainer.current_epoch * self._batches(trainer) + batch_idx
+        progress = self.window.progress(passed(trainer, batch_idx), epochs_of(trainer))
+        if progress < 0 or self.plan is not None:
+            return
         compares = step % COMPARE_EVERY == 0
         with simulated():  # a trace of this training step doesn't count what runs beside it
             if self.search is None:
                 self._begin(trainer, pl_module, batch, step)
             assert self.search is not None
-            if passed >= 1:
+            if progress >= 1:
                 self._settle(trainer)
             elif compares and not self._stopped:
                 self._compare(trainer, pl_module, batch, step)
@@ -226,6 +226,8 @@ class LowPrecisionSearch(Callback):
                     scale.grad = trainer.strategy.reduce(gradient, reduce_op="mean")
             self._scales.step()
         self._stepped = False
+        if trainer.is_last_batch:  # a checkpoint of this step is one of the epoch's end
+            self._remember(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how far the choices are."""
@@ -233,9 +235,14 @@ class LowPrecisionSearch(Callback):
             return
         for name, value in self.search.figures().items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        self._remember(trainer.current_epoch)
+
+    def _remember(self, epoch: int) -> None:
+        if self.search is None or (self.history and self.history[-1]["epoch"] == epoch):
+            return
         controller = self.search.controller
         sure = {name: float(p.detach().max()) for name, p in controller.probabilities.items()}
-        self.history.append({"chosen": controller.chosen(), "probability": sure})
+        self.history.append({"epoch": epoch, "chosen": controller.chosen(), "probability": sure})
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Settle, if the fit ended early: before any callback writes what the model has become."""
@@ -263,9 +270,10 @@ class LowPrecisionSearch(Callback):
     # what they do
 
     def _begin(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
-        start, end = self.window.fractions(trainer.max_epochs)
-        steps = round((end - start) * trainer.max_epochs * self._batches(trainer) / COMPARE_EVERY)
-        self.search = self._attached(pl_module, steps)
+        epochs = epochs_of(trainer)
+        start, end = self.window.fractions(epochs)
+        steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
+        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         self._held_out = HeldOut(trainer)
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
         names = ", ".join(self.search.options)
@@ -327,11 +335,6 @@ class LowPrecisionSearch(Callback):
         return BitSearch(
             pl_module, self.weights, self.activations, self.include, self.exclude, steps=steps, seed=self.seed
         )
-
-    def _done(self, trainer: Any, batch_idx: int) -> float:
-        """Fraction of the fit that has passed."""
-        batches = self._batches(trainer)
-        return float((trainer.current_epoch * batches + batch_idx) / (trainer.max_epochs * batches))
 
     def _batches(self, trainer: Any) -> int:
         batches = trainer.num_training_batches

@@ -164,6 +164,14 @@ def _(case, folder):
     assert run.trainer.global_step == 1
 
 
+@feature("max_steps alone")
+def _(case, folder):
+    """a fit that counts steps, not epochs, keeps the promise"""
+    run = fit(case, folder, epochs=-1, max_steps=20)
+    assert run.trainer.global_step == 20
+    same_as_plain(case, run, folder, epochs=-1, max_steps=20)
+
+
 @feature("overfit_batches")
 def _(case, folder):
     """schedules count the batches that there are"""
