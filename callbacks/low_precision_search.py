@@ -221,9 +221,7 @@ class LowPrecisionSearch(Callback):
         """Let learned scales follow, once the weights have moved."""
         if self._scales is not None and self._stepped:
             if trainer.world_size > 1:
-                for scale in self._scales.scales:
-                    gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
-                    scale.grad = trainer.strategy.reduce(gradient, reduce_op="mean")
+                _average(trainer, self._scales.scales)
             self._scales.step()
         self._stepped = False
         if trainer.is_last_batch:  # a checkpoint of this step is one of the epoch's end
@@ -353,6 +351,15 @@ class LowPrecisionSearch(Callback):
             rank_zero_info(f"LowPrecisionSearch: no figure: {error}")
             return
         log_figure(trainer, f"{self.prefix}/choices", figure, report_folder(trainer, None))
+
+
+def _average(trainer: Any, scales: Sequence[torch.nn.Parameter]) -> None:
+    """Average the gradients of learned scales over the processes, all in one call."""
+    gradients = [torch.zeros_like(scale) if scale.grad is None else scale.grad for scale in scales]
+    if gradients:
+        flat = trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+        for scale, mean in zip(scales, flat.split([g.numel() for g in gradients]), strict=True):
+            scale.grad = mean.view_as(scale)
 
 
 def _share(trainer: Any, attachment: Attachment) -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 
+from lightning_effnn.callbacks._refusals import check_whole_weights
 from lightning_effnn.callbacks._reporting import log_parameters, log_table, report_folder
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
@@ -70,6 +71,11 @@ class SpongeEvaluation(Callback):
     def state_key(self) -> str:
         """Fixed by the prefix."""
         return f"{type(self).__name__}[{self.prefix}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse early what cannot work."""
+        if stage == "fit":
+            check_whole_weights(trainer, self)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse a fit that never validates; log the parameters.

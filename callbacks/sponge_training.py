@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import LossTerm
+from lightning_effnn.callbacks._refusals import check_whole_weights
 from lightning_effnn.callbacks._reporting import log_parameters
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.robustness.objectives import SIGMA
@@ -38,7 +39,7 @@ class SpongeTraining(Callback):
 
     Raises:
         ValueError: an argument out of range.
-        MisconfigurationException: a module with manual optimisation.
+        MisconfigurationException: a module with manual optimisation, or a strategy that shards parameters.
         TypeError: in training, batches whose first part is no floating-point tensor.
 
     Example:
@@ -80,6 +81,7 @@ class SpongeTraining(Callback):
         """Wrap the module's training step."""
         if stage != "fit" or self._term is not None:
             return
+        check_whole_weights(trainer, self)
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "SpongeTraining adds to the loss that training_step returns: it needs automatic_optimization"
