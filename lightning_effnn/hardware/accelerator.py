@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from lightning_effnn._yaml import read_yaml
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.energy import OperationEnergies
 from lightning_effnn.hardware.schema import SchemaError, validate
@@ -246,9 +247,9 @@ def presets() -> list[str]:
 @lru_cache(maxsize=64)
 def _read(path: Path) -> Accelerator:
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SchemaError(f"{path}: not valid YAML: {error}") from None
+        raw = yaml.safe_load(read_yaml(path))
+    except ValueError as error:
+        raise SchemaError(str(error)) from None
     return _build(validate(raw, str(path)))
 
 
