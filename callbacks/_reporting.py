@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return str(getattr(value, "name", value))
+    return str(value) if isinstance(value, Path) else str(getattr(value, "name", value))
 
 
 def _file_name(key: str) -> str:

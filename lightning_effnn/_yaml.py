@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 MOST_BYTES = 4_000_000
 MOST_DEPTH = 50
+
+
+def load_yaml(source: str | Path) -> Any:
+    """Return what YAML holds.
+
+    Args:
+        source: the text, or the ``Path`` of a file in UTF-8.
+
+    Raises:
+        ValueError: as :func:`read_yaml`, or values that Python can't hold.
+        OSError: it cannot be read.
+
+    >>> load_yaml("a: [1, 2]")
+    {'a': [1, 2]}
+    """
+    text = read_yaml(source)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, TypeError, OverflowError, AttributeError, ValueError) as error:
+        what = str(source) if isinstance(source, Path) else "this"
+        raise ValueError(f"{what} is no YAML file: {error}") from None
 
 
 def read_yaml(source: str | Path) -> str:
@@ -28,6 +50,7 @@ def read_yaml(source: str | Path) -> str:
     ValueError: line 1 has an anchor or an alias: write the value out
     """
     where = f"{source}: " if isinstance(source, Path) else ""
+    what = str(source) if isinstance(source, Path) else "this"
     size = source.stat().st_size if isinstance(source, Path) else len(source)
     if size > MOST_BYTES:
         raise ValueError(f"{where}{size:,} bytes of YAML: at most {MOST_BYTES:,} are read")
@@ -44,9 +67,6 @@ def read_yaml(source: str | Path) -> str:
                 depth -= 1
             if depth > MOST_DEPTH:
                 raise ValueError(f"{where}line {line} is more than {MOST_DEPTH} levels deep")
-        yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}not valid YAML: {error}") from None
-    except (TypeError, OverflowError, AttributeError) as error:  # a date or a number that Python can't hold
-        raise ValueError(f"{where}not valid YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} is no YAML file: {error}") from None
     return text

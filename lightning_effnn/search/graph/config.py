@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_effnn._files import write_whole
-from lightning_effnn._yaml import read_yaml
+from lightning_effnn._yaml import load_yaml
 
 ATTENTIONS = ("none", "gcn", "gat", "sym_gat", "cos", "linear", "gen_linear")
 AGGREGATIONS = ("sum", "mean", "max")
@@ -217,7 +217,7 @@ class GraphNetConfig:
         Raises:
             ValueError: text that is no such YAML.
         """
-        loaded = yaml.safe_load(read_yaml(text))
+        loaded = load_yaml(text)
         if not isinstance(loaded, Mapping):
             raise ValueError("the YAML holds no keys: in_channels, blocks, input_a and dropout are expected")
         return cls.from_dict(loaded)
