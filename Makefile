@@ -2,14 +2,15 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-BENCH ?= $(patsubst recipes/benchmarks/%.py,benchmarks/%,$(wildcard recipes/benchmarks/[a-z]*.py))
+BENCH ?= $(filter-out benchmarks/wild,$(patsubst recipes/benchmarks/%.py,benchmarks/%,$(wildcard recipes/benchmarks/[a-z]*.py)))
 BENCH_ARGS ?=
+WILD_ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck bench docs-check
+.PHONY: help demo test lint typecheck bench wild docs-check
 
 help: ## list what one can do
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -39,6 +40,9 @@ typecheck: $(INSTALLED) ## check types, strictly, of a copy installed into .type
 bench: $(INSTALLED) ## run the benchmarks (BENCH=benchmarks/name for one)
 	@for name in $(BENCH); do \
 		echo "== effnn run $$name $(BENCH_ARGS)"; $(BIN)/effnn run $$name $(BENCH_ARGS) || exit 1; done
+
+wild: $(INSTALLED) ## run other people's projects with the callbacks (WILD_ARGS="--only chemprop" for one)
+	$(BIN)/effnn run benchmarks/wild $(WILD_ARGS)
 
 docs-check: $(INSTALLED) ## run the doctests; check that what the READMEs name exists
 	$(BIN)/pytest -q lightning_effnn callbacks tests/cli/test_docs.py

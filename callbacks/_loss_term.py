@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,10 @@ class LossTerm:
         if more is None:
             return result
         return {**result, "loss": loss + more} if isinstance(result, dict) else loss + more
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the module gets its own step: an average over the fit, say, is nobody's to train."""
+        return deepcopy(self._step, memo)
 
     def remove(self) -> None:
         """Give the module its own step back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,30 @@ def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None
         write_whole(folder / f"{_file_name(key)}.png", lambda path: figure.savefig(path, dpi=120))
 
 
+def log_parameters(trainer: Any, callback: Any) -> None:
+    """A callback's name and arguments as hyperparameters of the run, under its prefix; rank zero only."""
+    if not trainer.is_global_zero:
+        return
+    arguments = list(inspect.signature(type(callback).__init__).parameters)[1:]
+    parameters = {"callback": type(callback).__name__}
+    parameters |= {name: _plain(getattr(callback, name)) for name in arguments}
+    for logger in trainer.loggers:
+        logger.log_hyperparams({callback.prefix: parameters})
+
+
+def log_file(trainer: Any, key: str, path: str | Path, kind: str) -> None:
+    """A file that was written, as an artefact of a W&B run; rank zero only."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if _is(logger, "WandbLogger"):
+            import wandb
+
+            artifact = wandb.Artifact(f"{logger.experiment.id}-{_file_name(key)}", type=kind)
+            artifact.add_file(str(path))
+            logger.experiment.log_artifact(artifact)
+
+
 def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
     """Where files go: the folder asked for, else beside the CSV logger's, else nowhere."""
     if folder is not None:
@@ -57,6 +82,15 @@ def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
 def _is(logger: Any, name: str) -> bool:
     """Whether a logger is of a class, in ``lightning`` or ``pytorch_lightning``; its experiment is not started."""
     return any(kind.__name__ == name for kind in type(logger).__mro__)
+
+
+def _plain(value: Any) -> Any:
+    """What every logger can write down."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value) if isinstance(value, Path) else str(getattr(value, "name", value))
 
 
 def _file_name(key: str) -> str:

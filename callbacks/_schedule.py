@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +46,22 @@ class Schedule:
             raise ValueError(f"{name}={window!r}: the end lies before the start")
         return cls(name, start, end)
 
-    def fractions(self, max_epochs: int) -> tuple[float, float]:
+    def fractions(self, max_epochs: int | None) -> tuple[float, float]:
         """Start and end as fractions of the fit.
 
+        Args:
+            max_epochs: its length; None if that is given in steps.
+
         Raises:
-            MisconfigurationException: it does not fit into ``max_epochs``.
+            MisconfigurationException: it does not fit into ``max_epochs``, or counts epochs of a fit that does not.
         """
+        if max_epochs is None:
+            if isinstance(self.start, int) or isinstance(self.end, int):
+                raise MisconfigurationException(
+                    f"{self.name}=({self.start}, {self.end}) counts epochs, the fit counts steps: give the Trainer"
+                    " max_epochs, or the window in fractions of the fit such as 0.5"
+                )
+            return self.start, self.end
         start, end = (m / max_epochs if isinstance(m, int) else m for m in (self.start, self.end))
         if end > 1.0 or end < start:
             raise MisconfigurationException(
@@ -59,9 +70,28 @@ class Schedule:
             )
         return start, end
 
-    def progress(self, done: float, max_epochs: int) -> float:
+    def progress(self, done: float, max_epochs: int | None) -> float:
         """Share of the window that has passed when ``done`` of the fit has; below 0 before it begins."""
         start, end = self.fractions(max_epochs)
         if done < start:
             return -1.0
         return 1.0 if done >= end else (done - start) / (end - start)
+
+
+def epochs_of(trainer: Any) -> int | None:
+    """How many epochs the fit has; None where ``max_steps`` alone ends it."""
+    epochs = trainer.max_epochs
+    return int(epochs) if epochs is not None and epochs > 0 else None
+
+
+def passed(trainer: Any, batches: int) -> float:
+    """Fraction of the fit that has passed with so many batches of the present epoch.
+
+    Where a loader has no length, epochs are counted as passed from their first batch on.
+    """
+    epochs, each = epochs_of(trainer), trainer.num_training_batches
+    if epochs is None:
+        return float(trainer.global_step / trainer.max_steps)
+    if math.isinf(each):
+        return float((trainer.current_epoch + 1) / epochs)
+    return float((trainer.current_epoch * each + batches) / (epochs * each))

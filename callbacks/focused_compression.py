@@ -11,9 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
-from lightning_effnn.callbacks._reporting import log_figure, report_folder
-from lightning_effnn.callbacks._schedule import Moment, Schedule
+from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
+from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
+from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.compression import (
     CompressionReport,
     Projector,
@@ -23,7 +23,7 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
-from lightning_effnn.quantization import Attachment
+from lightning_effnn.quantization import Attachment, activation_sites, strip_, weight_sites
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
 """Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
@@ -63,7 +63,8 @@ class FocusedCompression(Callback):
         ValueError: an argument out of range, at construction; at the start of the fit, no prunable weight or a
             weight with NaN or infinity.
         MisconfigurationException: a window that doesn't fit the fit, a fit without end, an optimiser that evaluates the
-            loss several times a step (LBFGS), or a strategy that shards parameters.
+            loss several times a step (LBFGS), or a strategy that shards parameters, or another
+            callback that rounds the same weights.
 
     Example:
         >>> FocusedCompression(sparsity=0.9, bits=5, prune=(0.1, 0.5), quantize=(0.5, 0.9)).bits
@@ -106,8 +107,9 @@ class FocusedCompression(Callback):
                     f"activations={activations}: they are rounded from the start of quantize on, which is None"
                 )
         self.sparsity, self.bits, self.activations = sparsity, bits, activations
-        self.prune = Schedule.of("prune", prune) if prune is not None and sparsity else None
-        self.quantize = Schedule.of("quantize", quantize) if quantize is not None else None
+        self.prune, self.quantize = prune, quantize
+        self._pruning = Schedule.of("prune", prune) if prune is not None and sparsity else None
+        self._quantizing = Schedule.of("quantize", quantize) if quantize is not None else None
         self.method, self.scope, self.separation = method, scope, separation
         self.include, self.exclude = include, exclude
         self.export, self.other, self.prefix = export, other, prefix
@@ -141,16 +143,28 @@ class FocusedCompression(Callback):
         if stage != "fit":
             return
         check_whole_weights(trainer, self)
-        epochs = check_end(trainer, self)
-        for window in (self.prune, self.quantize):
-            if window is not None:
-                window.fractions(epochs)
+        check_end(trainer, self, self._pruning, self._quantizing)
+
+    def rounds(self, pl_module: Any) -> set[str]:
+        """Names of the weights and activations that have to be left alone by others."""
+        names = set()
+        if self._quantizing is not None or self.export is not None:
+            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+        if self.activations is not None:
+            names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
+        return names
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the latent weights out of the model; say what is taken."""
         for optimizer in trainer.optimizers:
             if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "LBFGS":
                 raise MisconfigurationException("FocusedCompression cannot follow LBFGS, which steps within its step")
+        check_rounds_alone(trainer, pl_module, self)
+        if self._saved is None:  # an earlier fit with this callback is over
+            self._pruned = self._rounded = -1
+        if self._attachment is not None:
+            strip_(self._attachment.model)
+            self._attachment = None
         self.projector = Projector(
             pl_module,
             include=self.include,
@@ -168,6 +182,7 @@ class FocusedCompression(Callback):
             assert self._attachment is not None
             self._attachment.quantizers.load_state_dict(self._saved_scales)
             self._saved_scales = None
+        log_parameters(trainer, self)
         names = [layer.site.name for layer in self.projector.layers]
         rank_zero_info(f"FocusedCompression takes {len(names)} weights: {', '.join(names)}")
 
@@ -192,15 +207,15 @@ class FocusedCompression(Callback):
         """Go on with the schedule."""
         assert self.projector is not None
         self.projector.capture()  # where a scaler has skipped the step
-        done = self._done(trainer, batch_idx)
-        if self.prune is not None:
-            passed = self.prune.progress(done, trainer.max_epochs)
-            self._prune_to(math.floor(passed * PRUNING_STEPS))
-        if self.quantize is not None:
-            passed = self.quantize.progress(done, trainer.max_epochs)
-            if passed >= 0 and self.activations is not None and self._attachment is None:
+        done = passed(trainer, batch_idx + 1)
+        if self._pruning is not None:
+            progress = self._pruning.progress(done, epochs_of(trainer))
+            self._prune_to(math.floor(progress * PRUNING_STEPS))
+        if self._quantizing is not None:
+            progress = self._quantizing.progress(done, epochs_of(trainer))
+            if progress >= 0 and self.activations is not None and self._attachment is None:
                 self._round_activations(pl_module)
-            self._round_to(min(math.floor(passed * len(FRACTIONS)), len(FRACTIONS) - 1))
+            self._round_to(min(math.floor(progress * len(FRACTIONS)), len(FRACTIONS) - 1))
 
     def _prune_to(self, step: int) -> None:
         assert self.projector is not None
@@ -237,21 +252,24 @@ class FocusedCompression(Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Settle on the formats, write the file and the figure."""
         assert self.projector is not None
-        if self.prune is not None:  # a fit that was stopped early is compressed as asked for all the same
+        if self._pruning is not None:  # a fit that was stopped early is compressed as asked for all the same
             self._prune_to(PRUNING_STEPS)
-        if self.quantize is not None:
+        if self._quantizing is not None:
             self._round_to(len(FRACTIONS) - 1)
         self.projector.finish()
         self.on_validation_start(trainer, pl_module)
         if self.export is not None:
             self.save(pl_module, self.export, write=trainer.is_global_zero)
+            log_file(trainer, f"{self.prefix}/model", self.export, "model")
         self._figure(trainer)
         self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the model usable: with its projected weights."""
+        """Leave the model usable: with its projected weights, and nothing on it."""
         if self.projector is not None:
             self.projector.capture()
+        if self._attachment is not None:
+            strip_(pl_module)
         self._release()
 
     def save(self, pl_module: Any, path: str | Path, *, write: bool = True) -> None:
@@ -270,13 +288,6 @@ class FocusedCompression(Callback):
                 f" {self.report.bits_per_weight:.2f} bits a weight"
             )
         round_others_(pl_module, self.other, exclude=[layer.site.parameter for layer in self.projector.layers])
-
-    def _done(self, trainer: Any, batch_idx: int) -> float:
-        """Fraction of the fit that has passed."""
-        batches = trainer.num_training_batches
-        if math.isinf(batches):
-            return float((trainer.current_epoch + 1) / trainer.max_epochs)
-        return float((trainer.current_epoch * batches + batch_idx + 1) / (trainer.max_epochs * batches))
 
     def _figure(self, trainer: Any) -> None:
         assert self.projector is not None

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn.callbacks._reporting import log_figure, log_table, report_folder
+from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder
 from lightning_effnn.hardware import Accelerator, CostReport, Tracer, estimate
 
 Stage = Literal["auto", "train", "validate"]
@@ -92,6 +92,10 @@ class HardwareEnergyMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self.first = dict(state_dict["first"])
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Log the parameters."""
+        log_parameters(trainer, self)
 
     # the traced batch
 

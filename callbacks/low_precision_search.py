@@ -13,12 +13,19 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
-from lightning_effnn.callbacks._refusals import check_end, check_whole_weights
-from lightning_effnn.callbacks._reporting import log_figure, report_folder
-from lightning_effnn.callbacks._schedule import Moment, Schedule
+from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
+from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
+from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
-from lightning_effnn.quantization import Attachment, QuantizationPlan, ScaleOptimizer
+from lightning_effnn.quantization import (
+    Attachment,
+    QuantizationPlan,
+    ScaleOptimizer,
+    activation_sites,
+    strip_,
+    weight_sites,
+)
 from lightning_effnn.search.bits import COSTS, BitSearch
 from lightning_effnn.search.bits.search import check_options
 from lightning_effnn.search.plots import choices_figure
@@ -61,7 +68,7 @@ class LowPrecisionSearch(Callback):
         TypeError, ValueError: an argument out of range, at construction; at the start of the search, a model with
             nothing to quantise or with uninitialised lazy modules.
         MisconfigurationException: a schedule that doesn't fit the fit, a fit without end, manual optimisation, or a
-            strategy that shards parameters.
+            strategy that shards parameters, or another callback that rounds the same weights or activations.
 
     Example:
         >>> LowPrecisionSearch(weights=(2, 4, 8), activations=(8,), cost="bits").cost
@@ -96,15 +103,18 @@ class LowPrecisionSearch(Callback):
             Accelerator.load(accelerator)
         self.weights, self.activations = tuple(weights), tuple(activations)
         self.cost, self.accelerator, self.cost_weight = cost, accelerator, cost_weight
+        self.warmup, self.freeze = warmup, freeze
         self.window = Schedule.of("(warmup, freeze)", (warmup, freeze))
         self.include, self.exclude, self.seed = include, exclude, seed
         self.export, self.prefix = export, prefix
         self.search: BitSearch | None = None
         self.history: list[dict[str, Any]] = []
         self._held_out: HeldOut | None = None
+        self._position = 0  # of the held-out batches, in the checkpoint
         self._scales: ScaleOptimizer | None = None
         self._stopped = False
         self._stepped = False
+        self._interrupted = False
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -124,7 +134,7 @@ class LowPrecisionSearch(Callback):
         return {
             "search": self.search.state_dict(),
             "scales": None if self._scales is None else self._scales.state_dict(),
-            "position": 0 if self._held_out is None else self._held_out.position,
+            "position": self._position if self._held_out is None else self._held_out.position,
             "history": self.history,
             "stopped": self._stopped,
         }
@@ -132,6 +142,15 @@ class LowPrecisionSearch(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the model is there."""
         self._saved = state_dict or None
+
+    def rounds(self, pl_module: Any) -> set[str]:
+        """Names of the weights and activations that have to be left alone by others."""
+        names = set()
+        if self.weights:
+            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+        if self.activations:
+            names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
+        return names
 
     # the stages of a fit
 
@@ -145,10 +164,19 @@ class LowPrecisionSearch(Callback):
                 "LowPrecisionSearch asks training_step for the loss of validation batches, which with manual"
                 " optimisation would step the optimiser: it needs automatic_optimization"
             )
-        self.window.fractions(check_end(trainer, self))
+        check_end(trainer, self, self.window)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where a checkpoint was taken."""
+        check_rounds_alone(trainer, pl_module, self)
+        log_parameters(trainer, self)
+        if self.search is not None and (
+            self._saved is not None or self._interrupted or self.search.model is not pl_module
+        ):
+            strip_(self.search.model)  # an earlier fit with this callback is over
+            self.search, self._held_out, self._scales = None, None, None
+            self.history, self._stopped = [], False
+        self._interrupted = False
         self._restore(pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -167,16 +195,16 @@ class LowPrecisionSearch(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin, compare, draw or settle, whatever it is time for."""
-        passed = self.window.progress(self._done(trainer, batch_idx), trainer.max_epochs)
-        if passed < 0 or self.plan is not None:
-            return
         step = trainer.current_epoch * self._batches(trainer) + batch_idx
+        progress = self.window.progress(passed(trainer, batch_idx), epochs_of(trainer))
+        if progress < 0 or self.plan is not None:
+            return
         compares = step % COMPARE_EVERY == 0
         with simulated():  # a trace of this training step doesn't count what runs beside it
             if self.search is None:
                 self._begin(trainer, pl_module, batch, step)
             assert self.search is not None
-            if passed >= 1:
+            if progress >= 1:
                 self._settle(trainer)
             elif compares and not self._stopped:
                 self._compare(trainer, pl_module, batch, step)
@@ -193,11 +221,11 @@ class LowPrecisionSearch(Callback):
         """Let learned scales follow, once the weights have moved."""
         if self._scales is not None and self._stepped:
             if trainer.world_size > 1:
-                for scale in self._scales.scales:
-                    gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
-                    scale.grad = trainer.strategy.reduce(gradient, reduce_op="mean")
+                _average(trainer, self._scales.scales)
             self._scales.step()
         self._stepped = False
+        if trainer.is_last_batch:  # a checkpoint of this step is one of the epoch's end
+            self._remember(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how far the choices are."""
@@ -205,29 +233,45 @@ class LowPrecisionSearch(Callback):
             return
         for name, value in self.search.figures().items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        self._remember(trainer.current_epoch)
+
+    def _remember(self, epoch: int) -> None:
+        if self.search is None or (self.history and self.history[-1]["epoch"] == epoch):
+            return
         controller = self.search.controller
         sure = {name: float(p.detach().max()) for name, p in controller.probabilities.items()}
-        self.history.append({"chosen": controller.chosen(), "probability": sure})
+        self.history.append({"epoch": epoch, "chosen": controller.chosen(), "probability": sure})
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Settle, if the fit ended early: before any callback writes what the model has become."""
+        if self.search is not None and self.plan is None:
+            self._settle(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Settle, if the fit ended early; write plan and figure."""
+        """Write plan and figure."""
         if self.search is None:
             rank_zero_warn("LowPrecisionSearch: the fit ended before the search began: no bits were chosen")
             return
-        if self.plan is None:
-            self._settle(trainer)
         assert self.plan is not None
         if self.export is not None and trainer.is_global_zero:
             self.plan.save(self.export)
+            log_file(trainer, f"{self.prefix}/bits", self.export, "quantization-plan")
             print(f"LowPrecisionSearch: the chosen bits are in {self.export}")
         self._figure(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the model usable: with the weights that were trained, and nothing on it."""
+        if self.search is not None:
+            strip_(pl_module)
+            self._interrupted = True
 
     # what they do
 
     def _begin(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
-        start, end = self.window.fractions(trainer.max_epochs)
-        steps = round((end - start) * trainer.max_epochs * self._batches(trainer) / COMPARE_EVERY)
-        self.search = self._attached(pl_module, steps)
+        epochs = epochs_of(trainer)
+        start, end = self.window.fractions(epochs)
+        steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
+        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         self._held_out = HeldOut(trainer)
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
         names = ", ".join(self.search.options)
@@ -240,8 +284,7 @@ class LowPrecisionSearch(Callback):
     def _compare(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
         assert self.search is not None
         if self._held_out is None:
-            position = 0 if self._saved is None else self._saved["position"]
-            self._held_out, self._saved = HeldOut(trainer, position), None
+            self._held_out = HeldOut(trainer, self._position)
         held_out = self._held_out.batch(trainer, batch)
 
         def loss() -> float:
@@ -276,23 +319,20 @@ class LowPrecisionSearch(Callback):
     def _restore(self, pl_module: Any) -> None:
         if self._saved is None or self.search is not None:
             return
+        saved, self._saved = self._saved, None
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
-        self.search.load_state_dict(self._saved["search"])
-        self.history, self._stopped = list(self._saved["history"]), self._saved["stopped"]
-        if self._saved["scales"] is not None:
+        self.search.load_state_dict(saved["search"])
+        self.history, self._stopped = list(saved["history"]), saved["stopped"]
+        self._position = saved["position"]
+        if saved["scales"] is not None:
             attachment = self.search.attachment
             self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())
-            self._scales.load_state_dict(self._saved["scales"])
+            self._scales.load_state_dict(saved["scales"])
 
     def _attached(self, pl_module: Any, steps: int) -> BitSearch:
         return BitSearch(
             pl_module, self.weights, self.activations, self.include, self.exclude, steps=steps, seed=self.seed
         )
-
-    def _done(self, trainer: Any, batch_idx: int) -> float:
-        """Fraction of the fit that has passed."""
-        batches = self._batches(trainer)
-        return float((trainer.current_epoch * batches + batch_idx) / (trainer.max_epochs * batches))
 
     def _batches(self, trainer: Any) -> int:
         batches = trainer.num_training_batches
@@ -311,6 +351,15 @@ class LowPrecisionSearch(Callback):
             rank_zero_info(f"LowPrecisionSearch: no figure: {error}")
             return
         log_figure(trainer, f"{self.prefix}/choices", figure, report_folder(trainer, None))
+
+
+def _average(trainer: Any, scales: Sequence[torch.nn.Parameter]) -> None:
+    """Average the gradients of learned scales over the processes, all in one call."""
+    gradients = [torch.zeros_like(scale) if scale.grad is None else scale.grad for scale in scales]
+    if gradients:
+        flat = trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+        for scale, mean in zip(scales, flat.split([g.numel() for g in gradients]), strict=True):
+            scale.grad = mean.view_as(scale)
 
 
 def _share(trainer: Any, attachment: Attachment) -> None:

@@ -11,7 +11,8 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.console import Console
 
-from lightning_effnn.callbacks._reporting import log_figure, log_table, report_folder
+from lightning_effnn.callbacks._refusals import check_whole_weights
+from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.robustness.evaluation import ATTACKS, SpongeReport, evaluate, named_attacks
@@ -72,6 +73,21 @@ class SpongeEvaluation(Callback):
     def state_key(self) -> str:
         """Fixed by the prefix."""
         return f"{type(self).__name__}[{self.prefix}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse early what cannot work."""
+        if stage == "fit":
+            check_whole_weights(trainer, self)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse a fit that never validates; log the parameters.
+
+        Raises:
+            ValueError: there are no validation batches to attack.
+        """
+        if not trainer.enable_validation:
+            raise ValueError("SpongeEvaluation attacks validation batches: give the fit a validation loader")
+        log_parameters(trainer, self)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Attack, and log natural, worst and gain."""

@@ -10,6 +10,8 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import LossTerm
+from lightning_effnn.callbacks._refusals import check_whole_weights
+from lightning_effnn.callbacks._reporting import log_parameters
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.robustness.objectives import SIGMA
 from lightning_effnn.robustness.training import Inner, SpongePenalty, check_attack
@@ -37,7 +39,7 @@ class SpongeTraining(Callback):
 
     Raises:
         ValueError: an argument out of range.
-        MisconfigurationException: a module with manual optimisation.
+        MisconfigurationException: a module with manual optimisation, or a strategy that shards parameters.
         TypeError: in training, batches whose first part is no floating-point tensor.
 
     Example:
@@ -79,6 +81,7 @@ class SpongeTraining(Callback):
         """Wrap the module's training step."""
         if stage != "fit" or self._term is not None:
             return
+        check_whole_weights(trainer, self)
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "SpongeTraining adds to the loss that training_step returns: it needs automatic_optimization"
@@ -107,8 +110,20 @@ class SpongeTraining(Callback):
 
         self._term = LossTerm(pl_module, term)
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Log the parameters."""
+        log_parameters(trainer, self)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module its own training step back."""
-        if stage == "fit" and self._term is not None:
+        if stage == "fit":
+            self._remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give it back: after an exception or Ctrl-C there is no teardown."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._term is not None:
             self._term.remove()
             self._term = None

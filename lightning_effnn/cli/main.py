@@ -80,6 +80,21 @@ def _add_recipe_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
     run.add_argument("overrides", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a recipe with every combination of some values",
+        description="Run a YAML recipe with every combination of the values given, by Ray Tune or as W&B runs.",
+    )
+    sweep.add_argument("recipe", help="a name from `effnn ls`, or your own .yaml file")
+    sweep.add_argument("--param", action="append", default=[], metavar="KEY=A,B,C", help="a key and its values")
+    sweep.add_argument("--engine", choices=("ray", "wandb"), default="ray", help="who runs it (default: ray)")
+    sweep.add_argument("--metric", default="val/acc", help="key to rank by (default: val/acc)")
+    sweep.add_argument("--mode", choices=("min", "max"), default="max", help="which of it is best (default: max)")
+    sweep.add_argument("--at-once", type=int, default=1, help="trials that Ray runs at once (default: 1)")
+    sweep.add_argument("--folder", default="runs/sweep", help="where trials and results go (default: runs/sweep)")
+    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same for all")
+    sweep.set_defaults(command=_sweep)
+
 
 def _add_hardware_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
     hw = commands.add_parser("hw", help="list the accelerators, with their main figures")
@@ -177,6 +192,17 @@ def _run(options: argparse.Namespace) -> int:
     from lightning_effnn.cli.run import run_recipe
 
     return run_recipe(recipe, options.overrides)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    recipe = recipes.get_recipe(options.recipe)
+    from pathlib import Path
+
+    from lightning_effnn.cli.sweep import Sweep, parse_grid, run_sweep
+
+    grid, folder = parse_grid(options.param), Path(options.folder)
+    sweep = Sweep(recipe, grid, tuple(f"--{text}" for text in options.set), options.metric, options.mode, folder)
+    return run_sweep(sweep, options.engine, options.at_once, _console())
 
 
 def _hw(options: argparse.Namespace) -> None:

@@ -32,6 +32,16 @@ def run_recipe(recipe: Recipe, overrides: Sequence[str]) -> int:
     return 0
 
 
+def fit_recipe(recipe: Recipe, overrides: Sequence[str]) -> dict[str, float]:
+    """Run a YAML recipe and return what was logged last, by key.
+
+    Raises:
+        UsageError: as :func:`run_recipe`.
+    """
+    _check_yaml(recipe.path)
+    return {key: float(value) for key, value in _RecipeCLI(recipe, overrides).trainer.callback_metrics.items()}
+
+
 class _RecipeCLI(LightningCLI):
     """``fit`` with a recipe's values as defaults, so that ``--help`` and ``--print_config`` show them."""
 

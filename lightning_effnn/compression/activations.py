@@ -57,7 +57,7 @@ def record(model: nn.Module) -> str | None:
     except ValueError:  # nothing attached
         return None
     found = {
-        name: [q.bits, bool(q.is_signed), float(q.scale)]
+        name: [q.bits, bool(q.is_signed), float(q.scale.detach())]
         for name, q in activations.items()
         if isinstance(q, TensorQuantizer) and q.axis is None and bool(q.initialised)
     }

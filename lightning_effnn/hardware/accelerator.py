@@ -14,8 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from lightning_effnn._yaml import load_yaml
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.energy import OperationEnergies
 from lightning_effnn.hardware.schema import SchemaError, validate
@@ -246,9 +245,9 @@ def presets() -> list[str]:
 @lru_cache(maxsize=64)
 def _read(path: Path) -> Accelerator:
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SchemaError(f"{path}: not valid YAML: {error}") from None
+        raw = load_yaml(path)
+    except ValueError as error:
+        raise SchemaError(str(error)) from None
     return _build(validate(raw, str(path)))
 
 

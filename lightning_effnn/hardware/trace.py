@@ -205,6 +205,8 @@ class Tracer:
         )
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
+        with self._mode.paused():
+            self._recorder.meet(module)
         if self._recorder.batch is None:
             with self._mode.paused():
                 self._recorder.see_batch(inspect_batch(args, self.batch_dim))

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from lightning_effnn._files import write_whole
+from lightning_effnn._yaml import read_yaml
 from lightning_effnn.quantization.attach import nearest_name
 from lightning_effnn.quantization.probe import as_in_inference
 from lightning_effnn.quantization.quantizer import MAX_BITS
@@ -125,10 +126,7 @@ class QuantizationPlan:
             OSError: if it cannot be read.
         """
         path = Path(path)
-        try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from None
+        root = yaml.compose(read_yaml(path), Loader=yaml.SafeLoader)
         groups: dict[str, dict[str, int]] = {}
         for group, node in _entries(path, root, "the file"):
             if group not in _GROUPS:

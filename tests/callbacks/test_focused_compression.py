@@ -212,7 +212,9 @@ def test_windows_and_fits_that_do_not_go_together_are_refused():
     with pytest.raises(MisconfigurationException, match=r"quantize=\(3, 9\) does not fit into max_epochs=4"):
         fit([compression(quantize=(3, 9))])
     with pytest.raises(MisconfigurationException, match="max_epochs"):
-        fit([compression()], epochs=-1, max_steps=4)
+        fit([compression()], epochs=-1)
+    with pytest.raises(MisconfigurationException, match=r"quantize=\(2, 3\) counts epochs, the fit counts steps"):
+        fit([compression(quantize=(2, 3))], epochs=-1, max_steps=4)
     with pytest.raises(ValueError, match="no weight to prune or quantise"):
         fit([compression(exclude=["*"])])
 

@@ -269,7 +269,7 @@ def test_fits_that_do_not_go_together_are_refused():
     with pytest.raises(MisconfigurationException, match="automatic_optimization"):
         fit([searching()], Manual())
     with pytest.raises(MisconfigurationException, match="max_epochs"):
-        fit([searching()], epochs=-1, max_steps=4)
+        fit([searching()], epochs=-1)
     with pytest.raises(MisconfigurationException, match="does not fit into max_epochs=4"):
         fit([searching(warmup=2, freeze=9)])
     with pytest.raises(ValueError, match="no weight to prune or quantise"):

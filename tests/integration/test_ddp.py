@@ -1,12 +1,16 @@
-"""Two gloo processes: figures come out once, what is compressed or chosen is the same on both."""
+"""Several gloo processes: as one process at the same global batch; masks, codes and bits are the same on all."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+from callback_cases import CASES
 
 from lightning_effnn.quantization import QuantizationPlan
+
+OWN_BATCH = {"FocusedCompression, activations", "LowPrecisionSearch", "SpongeTraining"}
+"""Look at the activations of a process's own batch, as batch norm does."""
 
 SCRIPT = """
 import json, sys
@@ -74,3 +78,19 @@ def test_two_processes_choose_the_same_bits(tmp_path):
     found = two_processes(tmp_path, "search")
     assert 2 <= found["search/bits_w"] <= 8
     assert QuantizationPlan.load(tmp_path / "bits.yaml").weights
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_end_as_one(tmp_path):
+    out = tmp_path / "scale.json"
+    command = [sys.executable, "-m", "lightning_effnn.recipes.benchmarks.scale_out", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["processes"] for row in rows} == {2, 4}
+    assert {row["callback"].partition(",")[0] for row in rows} >= {case.name for case in CASES}
+    for row in rows:
+        assert row["same on all processes"], row
+        if row["callback"] not in OWN_BATCH:
+            assert row["largest difference"] < 1e-6, row
+            assert row["choices as in one process"], row

@@ -162,6 +162,8 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 _KINDS: dict[Any, _Kind] = {}
+_NO_WORK = ("prim", "fsdp", "c10d", "_c10d_functional", "c10d_functional")
+"""Namespaces of what is none of an inference's work: bookkeeping, and weights sent between training processes."""
 
 
 def _learn(func: Any) -> _Kind:
@@ -173,7 +175,7 @@ def _learn(func: Any) -> _Kind:
         namespace, _, name = schema.name.partition("::")
         name = name if name.startswith("__") else name.rstrip("_")
         composite = _dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd)
-        free = func.is_view or name in FREE or torch.Tag.inplace_view in func.tags or namespace == "prim"
+        free = func.is_view or name in FREE or torch.Tag.inplace_view in func.tags or namespace in _NO_WORK
         known = name if namespace == "aten" else f"{namespace}::{name}"
         kind = _Kind(
             name=known,

@@ -105,6 +105,7 @@ class Recorder:
         self._last_tainted: int | None = None
         self._constants: dict[str, tuple[int, bool]] = {}
         self._weights: dict[str, tuple[Count | None, NumberFormat]] = {}
+        self._owners = {id(m): clean_name(name) for name, m in model.named_modules()}
         owned: list[tuple[str, Tensor, bool]] = [(n, t, True) for n, t in model.named_parameters()]
         owned += [(n, t, False) for n, t in model.named_buffers()]
         for name, tensor, is_parameter in owned:
@@ -112,6 +113,17 @@ class Recorder:
             if record is not None:
                 record.parameter = clean_name(name)
                 self._constants[record.parameter] = (stored_elements(tensor), is_parameter)
+
+    def meet(self, module: nn.Module) -> None:
+        """Know the parameters that a sharded module has gathered for the time that it runs."""
+        owner = self._owners.get(id(module))
+        for name, tensor in module._parameters.items():
+            whole = f"{owner}.{name}".lstrip(".")
+            if tensor is None or whole not in self._constants:  # tied, or a module made on the fly
+                continue
+            record = self.book.of(tensor)
+            if record is not None and record.parameter is None and isinstance(tensor, nn.Parameter):
+                record.parameter = whole
 
     def see_batch(self, batch: Batch) -> None:
         """Take these tensors as the batch: what depends on them is rescaled."""

@@ -8,6 +8,7 @@ that address from being given out again.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -153,8 +154,14 @@ def _nonzero(tensor: Tensor) -> Tensor | int:
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
         flat = _flat(tensor)
         if flat is not None:
-            return _nonzero_in_blocks(flat.numpy())
+            return _nonzero_in_blocks(_values(flat)) if flat.numel() else 0
     return torch.count_nonzero(tensor.abs() > SMALLEST_NORMAL)
+
+
+def _values(flat: Tensor) -> np.ndarray[Any, Any]:
+    """The memory of a tensor, to be read while it lives; ``Tensor.numpy`` would forbid FSDP to free it afterwards."""
+    memory = (ctypes.c_byte * flat.nbytes).from_address(flat.data_ptr())
+    return np.frombuffer(memory, np.float32 if flat.dtype == torch.float32 else np.float64)
 
 
 def _flat(tensor: Tensor) -> Tensor | None:

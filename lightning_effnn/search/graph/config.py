@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_effnn._files import write_whole
+from lightning_effnn._yaml import load_yaml
 
 ATTENTIONS = ("none", "gcn", "gat", "sym_gat", "cos", "linear", "gen_linear")
 AGGREGATIONS = ("sum", "mean", "max")
@@ -122,7 +123,7 @@ class GraphNetConfig:
         check_bits("input_a", self.input_a)
         if not self.blocks:
             raise ValueError("blocks is empty: a network has at least one")
-        if not 0 <= self.dropout < 1:
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}: use a share from 0, below 1")
 
     @property
@@ -216,11 +217,7 @@ class GraphNetConfig:
         Raises:
             ValueError: text that is no such YAML.
         """
-        content = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
-        try:
-            loaded = yaml.safe_load(content)
-        except yaml.YAMLError as error:
-            raise ValueError(f"this is not valid YAML: {error}") from error
+        loaded = load_yaml(text)
         if not isinstance(loaded, Mapping):
             raise ValueError("the YAML holds no keys: in_channels, blocks, input_a and dropout are expected")
         return cls.from_dict(loaded)

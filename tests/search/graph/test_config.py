@@ -74,7 +74,7 @@ def test_a_block_that_is_none_is_refused(change, named):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("blocks: [", "not valid YAML"),
+        ("blocks: [", "is no YAML file"),
         ("3", "no keys"),
         ("in_channels: 4", "needs the key 'blocks'"),
         ("{in_channels: 4, blocks: []}", "blocks is empty"),

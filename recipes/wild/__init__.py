@@ -1,0 +1,1 @@
+"""Other people's projects, unchanged, with the callbacks of this package."""
