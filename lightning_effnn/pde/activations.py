@@ -30,15 +30,27 @@ def _of_polynomials(value: Tensor, slope: Polynomial, order: int) -> list[Tensor
 def tanh(x: Tensor, order: int) -> list[Tensor]:
     """``tanh' = 1 - tanh^2``."""
     value = torch.tanh(x)
-    if order <= 2:  # the common case, in fewer operations
-        first = 1 - value * value
-        return [value, first, -2 * value * first][: order + 1]
-    return _of_polynomials(value, Polynomial([1.0, 0.0, -1.0]), order)
+    if order > 3:
+        return _of_polynomials(value, Polynomial([1.0, 0.0, -1.0]), order)
+    first = 1 - value * value
+    return _short(value, first, order, lambda: -2 * value * first, lambda: first * (4 - 6 * first))
 
 
 def sigmoid(x: Tensor, order: int) -> list[Tensor]:
     """``s' = s - s^2``."""
-    return _of_polynomials(torch.sigmoid(x), Polynomial([0.0, 1.0, -1.0]), order)
+    value = torch.sigmoid(x)
+    if order > 3:
+        return _of_polynomials(value, Polynomial([0.0, 1.0, -1.0]), order)
+    first = value * (1 - value)
+    return _short(value, first, order, lambda: first * (1 - 2 * value), lambda: first * (1 - 6 * first))
+
+
+def _short(
+    value: Tensor, first: Tensor, order: int, second: Callable[[], Tensor], third: Callable[[], Tensor]
+) -> list[Tensor]:
+    """The common orders, in as few operations as there can be."""
+    out = [value, first][: order + 1]
+    return out + [higher() for higher in (second, third)[: max(order - 1, 0)]]
 
 
 def sin(x: Tensor, order: int) -> list[Tensor]:

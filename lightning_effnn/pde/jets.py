@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_effnn.pde import kernels
 from lightning_effnn.pde.activations import KINKED, SERIES, Series, power
 from lightning_effnn.pde.indices import Indices
 
@@ -146,17 +147,7 @@ class Jet:
 
 def compose(jet: Jet, series: Series) -> Jet:
     """Return ``f`` of a jet, elementwise, given the derivatives of ``f`` (Faà di Bruno)."""
-    parts, outer = jet.parts, series(jet.parts[0], jet.indices.order)
-    out = [outer[0]]
-    for terms in jet.indices.compositions[1:]:
-        total: Tensor | None = None
-        for factor, inner in terms:
-            term = functools.reduce(operator.mul, (parts[k] for k in inner), outer[len(inner)])
-            term = term if factor == 1 else factor * term
-            total = term if total is None else total + term
-        assert total is not None  # every index but zero has a term
-        out.append(total)
-    return jet.new(torch.stack(out))
+    return jet.new(kernels.compose(jet.parts, jet.indices, series))
 
 
 def multiply(a: Any, b: Any) -> Jet:
@@ -166,10 +157,10 @@ def multiply(a: Any, b: Any) -> Jet:
     assert isinstance(a, Jet)
     if not isinstance(b, Jet):
         return a.new(a.parts * _own(b, a))
+    first, second = a.parts.unbind(0), b.parts.unbind(0)
     out = []
     for terms in a.indices.products:
-        products = (a.parts[i] * b.parts[j] if factor == 1 else factor * a.parts[i] * b.parts[j]
-                    for factor, i, j in terms)  # fmt: skip
+        products = (first[i] * second[j] if factor == 1 else factor * first[i] * second[j] for factor, i, j in terms)
         out.append(functools.reduce(operator.add, products))
     return a.new(torch.stack(out))
 
@@ -208,10 +199,8 @@ def _own(value: Any, jet: Jet) -> Any:
 def _linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     if not isinstance(x, Jet):
         raise NoRule("a linear layer whose weight depends on the coordinates")
-    k, *batch, channels = x.parts.shape
-    out = (x.parts.reshape(-1, channels) @ weight.T).view(k, *batch, -1)
-    if bias is not None:
-        out[0] += bias
+    batch = x.shape[:-1]
+    out = kernels.linear(x.parts, weight, bias)
     tape = x.tape
     if tape is not None and (weight.requires_grad or (bias is not None and bias.requires_grad)):
         if len(batch) != 1 or not weight.is_leaf:
