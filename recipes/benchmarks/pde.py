@@ -1,4 +1,4 @@
-"""Errors over seconds of one core: our solver, DeepXDE, and what the encoding and the optimizer each bring.
+"""Errors over seconds of one core: our solver, DeepXDE, and what encoding, optimizer and points each bring.
 
     effnn run benchmarks/pde --peers deepxde --seeds 3
     effnn run benchmarks/pde --problems burgers helmholtz --variants ours plain adam
@@ -26,6 +26,8 @@ from lightning_effnn._files import write_whole
 
 PROBLEMS = ("burgers", "helmholtz", "helmholtz_waves", "poisson", "heat", "allen_cahn", "kovasznay", "poisson_lshape",
             "helmholtz_3d")  # fmt: skip
+VARIANTS = ("ours", "plain", "adam", "uniform")
+"""With its defaults; without the encoding; with Adam; without points where the residual is large."""
 Row = dict[str, Any]
 
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="effnn run benchmarks/pde", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=PROBLEMS)
-    parser.add_argument("--variants", nargs="*", choices=("ours", "plain", "adam"), default=["ours"])
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["ours"])
     parser.add_argument("--peers", nargs="*", choices=("deepxde",), default=[])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=40.0, help="of one core, for each of our runs")
@@ -151,7 +153,7 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     lines = -(-len(problems) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    colours = {"ours": "C0", "plain": "C2", "adam": "C1", "deepxde": "C3"}
+    colours = {"ours": "C0", "plain": "C2", "adam": "C1", "uniform": "C4", "deepxde": "C3"}
     for k, problem in enumerate(problems):
         plot = figure.add_subplot(lines, columns, k + 1)
         seen: set[str] = set()
