@@ -210,9 +210,6 @@ class GenerationGuard(nn.Module):
             :class:`SpongeError`, ``"truncate"`` returns it as far as it is, ``"flag"`` goes on to the model's limit.
         padding: id behind the end, not counted.
 
-    Attributes:
-        verdict: of the latest batch.
-
     Raises:
         ValueError: an unknown policy.
         TypeError: a model that doesn't generate.
@@ -232,7 +229,7 @@ class GenerationGuard(nn.Module):
         self.end, self.policy, self.padding = end, policy, padding
         self.register_buffer("most_steps", torch.tensor(math.inf))
         self.register_buffer("profiled", torch.tensor(0))
-        self.verdict: Verdict | None = None
+        self._written: Tensor | None = None
 
     @torch.no_grad()
     def profile(self, loader: Iterable[Any], quantile: float = 0.999, confidence: float = 0.95) -> GenerationGuard:
@@ -273,15 +270,25 @@ class GenerationGuard(nn.Module):
         most = float(self.most_steps)
         limit = None if self.policy == "flag" or math.isinf(most) else int(most)
         written: Tensor = self.model.generate(x, limit)
-        steps = written.ne(self.padding).sum(1)
-        if written.shape[1] < most:  # all have ended, as next to always: no time is spent on them
-            self.verdict = Verdict(steps, None, torch.zeros_like(steps, dtype=torch.bool))
-            return written
-        endless = (steps > most) if limit is None else ~written.eq(self.end).any(1)
-        self.verdict = Verdict(steps, None, endless)
-        if self.policy == "raise" and bool(endless.any()):
+        self._written = written
+        if self.policy == "raise" and written.shape[1] >= most and bool(self._endless().any()):
             raise SpongeError(f"an output hasn't ended after {int(most)} tokens, the most of natural inputs")
         return written
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Of the latest batch, worked out when it is asked for; None before the first."""
+        if self._written is None:
+            return None
+        return Verdict(self._written.ne(self.padding).sum(1), None, self._endless())
+
+    def _endless(self) -> Tensor:
+        """Outputs that hadn't ended at the limit: ``[B]``."""
+        assert self._written is not None
+        within = self._written if math.isinf(self.most_steps) else self._written[:, : int(self.most_steps)]
+        if within.shape[1] < self.most_steps:  # all have ended, or nothing was profiled
+            return torch.zeros(len(within), dtype=torch.bool, device=within.device)
+        return ~within.eq(self.end).any(1)
 
 
 def _density(found: dict[str, list[Tensor]], inputs: int) -> Tensor:

@@ -36,8 +36,6 @@ _TIMED = 30
 """Of them, those whose wall time is measured."""
 _TOP = 10
 """Crafted strings that a gain is the mean of."""
-_MUTATION = 0.2
-"""Of few characters, about one is drawn anew."""
 ALPHABETS = {"digits": CHARACTERS[:10], "digits, minus, point": CHARACTERS}
 
 
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="effnn run sponge/seq2seq_numbers", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=40_000, help="training numbers")
     parser.add_argument("--length", type=int, default=6, help="characters of an attacked input")
     parser.add_argument("--limit", type=int, default=256, help="most tokens of an output")
@@ -103,9 +101,7 @@ class _Study:
     def run(self, key: Row, alphabet: str) -> Row:
         """Attack with one alphabet."""
         chars, size = ALPHABETS[alphabet], (key["length"], key["pool"], key["generations"])
-        crafted = rb.sponge_text_genetic(
-            self._energy_of, chars, *size, mutation=_MUTATION, natural=self.natural, seed=key["seed"]
-        )
+        crafted = rb.sponge_text_genetic(self._energy_of, chars, *size, natural=self.natural, seed=key["seed"])
         drawn = rb.sponge_text_random(self._energy_of, chars, *size, seed=key["seed"])
         groups = {"natural": self.natural, "random": drawn[:_TOP], "genetic": crafted[:_TOP]}
         found = {name: self._costs(texts) for name, texts in groups.items()}
