@@ -53,7 +53,8 @@ def ours(name: str, variant: str, seed: int, limit: float) -> Curve:
     torch.set_num_threads(1)
     problem = importlib.import_module(f"lightning_effnn.recipes.pde.{name}").problem()
     field = Field("none", (20, 20)) if variant == "plain" else None
-    every = 50 if variant == "adam" else 2
+    adam = variant == "adam"
+    every = 50 if adam else 2
 
     def error(solver: PDESolver) -> float:
         return max(solver.rel_l2(POINTS).values())
@@ -66,8 +67,10 @@ def ours(name: str, variant: str, seed: int, limit: float) -> Curve:
     middle = torch.full((2, len(problem.domain.names)), 0.3, dtype=torch.float64)
     problem.solution(problem.domain.interior(middle))  # a reference's table is made before the clock starts
     clock = Clock(limit)
-    solver = PDESolver(problem, field, "adam" if variant == "adam" else "lm", seed=seed, patience=0, adaptive=0.0 if variant == "uniform" else 2.0,
-                       steps_per_epoch=100 if variant == "adam" else 10)  # fmt: skip
+    solver = PDESolver(
+        problem, field, "adam" if adam else "lm", adaptive=0.0 if variant == "uniform" else 2.0,
+        steps_per_epoch=100 if adam else 10, patience=0, seed=seed,
+    )  # fmt: skip
     solver.on_train_epoch_end = lambda: None  # type: ignore[method-assign] - its errors are measured here
     trainer = L.Trainer(
         max_epochs=100_000, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
