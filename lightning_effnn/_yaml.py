@@ -58,7 +58,7 @@ def read_yaml(source: str | Path) -> str:
     try:
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 0
             if getattr(event, "anchor", None) is not None:
                 raise ValueError(f"{where}line {line} has an anchor or an alias: write the value out")
             if isinstance(event, yaml.CollectionStartEvent):

@@ -120,7 +120,7 @@ def _fit(name: str, steps: int, epochs: int, batch_size: int) -> _Watch:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        repeated = torch.utils.data.ConcatDataset([data] * max(1, steps // 8))
+        repeated: Any = torch.utils.data.ConcatDataset([data] * max(1, steps // 8))
         trainer.fit(ImageClassifier(ResNetCIFAR(depth=20), schedule="constant"), DataLoader(repeated, batch_size))
     return watch
 
@@ -143,6 +143,20 @@ def _growth(held: Sequence[float]) -> float:
 def _resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Step times and memory as the card shows them."""
+    medians = result["seconds a step"]
+    lines = ["| callbacks | seconds a step | overhead |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {value:.3f} | {value / medians[PLAIN] - 1:+.0%} |" for name, value in medians.items()]
+    together, singles = result["overhead of all"], result["sum of the single overheads"]
+    lines += [
+        "",
+        f"All together add {together:.3f} s to a step, the single ones in sum {singles:.3f} s. Memory over"
+        f" {result['memory steps']:,} steps with all: {result['growth of memory']:+.2%}.",
+    ]
+    return "\n".join(lines)
 
 
 def _table(medians: dict[str, float]) -> Table:

@@ -156,7 +156,7 @@ def _choices(callback: Any) -> dict[str, torch.Tensor]:
         return {name: x.clone() for name, x in (masks | codes).items()}
     if isinstance(callback, LowPrecisionSearch):
         assert callback.plan is not None
-        bits = callback.plan.weights | callback.plan.activations
+        bits = {**callback.plan.weights, **callback.plan.activations}
         return {name: torch.tensor(int(n)) for name, n in bits.items()}
     return {}
 

@@ -72,7 +72,8 @@ def _row(name: str, folder: Path) -> Row:
         print(done.stdout[-3000:])
         return {"project": name, "ok": False, "error": done.stdout.strip().rpartition("\n")[2]}
     seconds = {"install_s": round(installed - start, 1), "run_s": round(time.perf_counter() - installed, 1)}
-    return json.loads(out.read_text()) | seconds
+    found: Row = json.loads(out.read_text())
+    return found | seconds
 
 
 def _installed(folder: Path, requirements: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ def train(callbacks: list[Any]) -> Any:
         accelerator="cpu", max_epochs=20, callbacks=callbacks,
     )  # fmt: skip
     trainer.fit(model, loaders[0], loaders[1])
-    predicted = trainer.predict(model, loaders[2])
+    predicted: Any = trainer.predict(model, loaders[2])
     truth = np.concatenate([np.atleast_1d(point.y) for point in points[last:]])
     error = np.concatenate([batch.numpy().ravel() for batch in predicted]) - truth
     return Trained(model, trainer, float(np.sqrt((error**2).mean())))

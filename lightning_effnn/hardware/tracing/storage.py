@@ -161,7 +161,9 @@ def _nonzero(tensor: Tensor) -> Tensor | int:
 def _values(flat: Tensor) -> np.ndarray[Any, Any]:
     """The memory of a tensor, to be read while it lives; ``Tensor.numpy`` would forbid FSDP to free it afterwards."""
     memory = (ctypes.c_byte * flat.nbytes).from_address(flat.data_ptr())
-    return np.frombuffer(memory, np.float32 if flat.dtype == torch.float32 else np.float64)
+    kind = "float32" if flat.dtype == torch.float32 else "float64"
+    values: np.ndarray[Any, Any] = np.frombuffer(memoryview(memory), kind)
+    return values
 
 
 def _flat(tensor: Tensor) -> Tensor | None:
