@@ -72,7 +72,7 @@ class EnergyGuard(nn.Module):
     Source: Shumailov et al. (2021), "Sponge Examples", arXiv 2006.03463, section VII.
 
     >>> guard = EnergyGuard(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), policy="flag")
-    >>> guard = guard.profile([torch.rand(200, 4) * (torch.rand(200, 4) > 0.5)], quantile=0.99)
+    >>> guard = guard.profile([torch.rand(300, 4) * (torch.rand(300, 4) > 0.5)], quantile=0.99)
     >>> guard(torch.ones(3, 4)).shape, guard.verdict.density.shape
     (torch.Size([3, 2]), torch.Size([3]))
     """
