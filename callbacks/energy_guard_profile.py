@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_effnn._files import write_whole
+from lightning_effnn.callbacks._reporting import log_parameters
 from lightning_effnn.robustness.guard import EnergyGuard, Policy, check_policy, check_shares
 from lightning_effnn.robustness.sequences import samples_needed
 
@@ -23,6 +24,8 @@ _LIMITS = ("most_length", "most_density", "profiled")
 
 class EnergyGuardProfile(Callback):
     """Watches validation batches as they run, and sets the limits of a guard by them: no forward pass is added.
+
+    Logged at each validation: ``guard/most_length`` and ``guard/most_density``.
 
     The limits are in this callback's state in each checkpoint, and in ``path`` after the fit. In service:
     ``guard = EnergyGuard(net); guard.load_state_dict(load_file(path), strict=False)``.
@@ -33,6 +36,7 @@ class EnergyGuardProfile(Callback):
         policy: of the guard: ``"raise"``, ``"truncate"`` or ``"flag"``.
         padding: of tokens, not counted; None counts all.
         path: a safetensors file for the limits; None writes none.
+        prefix: first part of the logged keys.
 
     Attributes:
         guard: around the module that was trained, from ``setup`` on.
@@ -56,21 +60,23 @@ class EnergyGuardProfile(Callback):
         policy: Policy = "raise",
         padding: int | None = 0,
         path: str | Path | None = None,
+        *,
+        prefix: str = "guard",
     ) -> None:
         check_shares(quantile, confidence)
         check_policy(policy)
         if path is not None and Path(path).suffix != ".safetensors":
             raise ValueError(f"path={str(path)!r}: a name that ends in .safetensors is needed")
-        self.quantile, self.confidence, self.policy, self.padding, self.path = (
-            quantile,
-            confidence,
-            policy,
-            padding,
-            path,
-        )
+        self.quantile, self.confidence, self.policy = quantile, confidence, policy
+        self.padding, self.path, self.prefix = padding, path, prefix
         self.guard: EnergyGuard | None = None
         self._limits: dict[str, float] = {}
         self._watching: AbstractContextManager[None] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Fixed by the prefix."""
+        return f"{type(self).__name__}[{self.prefix}]"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Put a guard around the module; the module isn't changed."""
@@ -83,6 +89,7 @@ class EnergyGuardProfile(Callback):
         """Refuse a fit that has nothing to profile with."""
         if not trainer.enable_validation:
             raise MisconfigurationException("EnergyGuardProfile needs validation data: natural inputs to profile with")
+        log_parameters(trainer, self)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -113,6 +120,8 @@ class EnergyGuardProfile(Callback):
             self.guard.settle(self.quantile, self.confidence)
         found = {name: float(getattr(self.guard, name)) for name in _LIMITS}
         self._limits = trainer.strategy.broadcast(found)
+        for name in _LIMITS[:2]:
+            pl_module.log(f"{self.prefix}/{name}", self._limits[name], sync_dist=True)
         self._restore()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:

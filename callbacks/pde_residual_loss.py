@@ -11,6 +11,8 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import LossTerm
+from lightning_effnn.callbacks._refusals import check_whole_weights
+from lightning_effnn.callbacks._reporting import log_parameters
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.pde import Problem, Residuals, Sampler
 from lightning_effnn.pde.jacobian import NotCovered
@@ -26,7 +28,7 @@ class PDEResidualLoss(Callback):
     Logged each epoch: ``pde/residual`` and ``pde/boundary``, root mean squares.
 
     Args:
-        problem: the equation, see :class:`~lightning_effnn.pde.Problem`.
+        problem: the equation, see :class:`~lightning_effnn.pde.Problem`, or where it is, ``"package.module:name"``.
         field: name of the submodule that maps coordinates ``[N, d]`` to fields ``[N, fields]``.
         weight: of the residuals' mean square against the loss.
         points, boundary_points: in each step, inside and for each condition.
@@ -49,7 +51,7 @@ class PDEResidualLoss(Callback):
 
     def __init__(
         self,
-        problem: Problem,
+        problem: Problem | str,
         field: str = "net",
         weight: float = 1.0,
         points: int = 512,
@@ -60,12 +62,15 @@ class PDEResidualLoss(Callback):
     ) -> None:
         if not weight > 0:
             raise ValueError(f"weight={weight!r}: a number above 0 is needed")
-        if problem.unknowns:
+        found = Problem.find(problem) if isinstance(problem, str) else problem
+        if found.unknowns:
             raise ValueError(
-                f"the problem looks for {', '.join(problem.unknowns)}: modules.PDESolver finds unknowns, this callback "
+                f"the problem looks for {', '.join(found.unknowns)}: modules.PDESolver finds unknowns, this callback "
                 "trains nothing but the module's own parameters"
             )
         self.problem, self.field, self.weight, self.prefix = problem, field, weight, prefix
+        self.equation = found
+        self.points, self.boundary_points, self.seed = points, boundary_points, seed
         self.sampler = Sampler(points, boundary_points, adaptive=0.0, seed=seed)
         self._weights: dict[str, list[float]] | None = None
         self._term: LossTerm | None = None
@@ -79,11 +84,13 @@ class PDEResidualLoss(Callback):
         """Wrap the module's training step."""
         if stage != "fit" or self._term is not None:
             return
+        check_whole_weights(trainer, self)
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "PDEResidualLoss adds to the loss that training_step returns: it needs automatic_optimization"
             )
         residuals = self._residuals(pl_module)
+        self.sampler.draws, self._weights = 0, None  # a checkpoint's state comes after this
 
         def term(*_: Any, **__: Any) -> Tensor | None:
             return self.weight * self._loss(residuals, pl_module) if pl_module.training else None
@@ -96,7 +103,7 @@ class PDEResidualLoss(Callback):
         except AttributeError as error:
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise MisconfigurationException(f"field={self.field!r}: the module has {names}") from error
-        residuals = Residuals(self.problem, net)
+        residuals = Residuals(self.equation, net)
         points, _ = self.sampler.spread(residuals, residuals.terms[0], 4)
         was_training = net.training
         try:
@@ -104,7 +111,7 @@ class PDEResidualLoss(Callback):
                 out = net.eval()(points)
         finally:
             net.train(was_training)
-        expected = (len(points), len(self.problem.fields))
+        expected = (len(points), len(self.equation.fields))
         if tuple(out.shape) != expected:
             raise MisconfigurationException(
                 f"{self.field} maps points {list(points.shape)} to {list(out.shape)}: {list(expected)} is needed"
@@ -128,9 +135,21 @@ class PDEResidualLoss(Callback):
             pl_module.log(name, square**0.5, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return vector.square().sum()
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Log the parameters."""
+        log_parameters(trainer, self)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module its own training step back."""
-        if stage == "fit" and self._term is not None:
+        if stage == "fit":
+            self._remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give it back: after an exception or Ctrl-C there is no teardown."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._term is not None:
             self._term.remove()
             self._term = None
 

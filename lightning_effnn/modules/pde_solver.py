@@ -197,7 +197,7 @@ class PDESolver(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Draw new points."""
         self.residuals.blocks = self.sampler.draw(self.residuals)
-        encoding = getattr(self.field, "encoding", None)
+        encoding: Any = getattr(self.field, "encoding", None)
         if getattr(encoding, "coarse_to_fine", False):  # all frequencies are open from the middle of the fit on
             encoding.set_progress(2 * self.current_epoch / max(self.trainer.max_epochs or 1, 1))
 
@@ -270,7 +270,7 @@ class PDESolver(L.LightningModule):
         state = checkpoint["pde"]
         self.sampler.load_state_dict(state["sampler"])
         self.residuals.weights, self._epochs = dict(state["weights"]), state["epochs"]
-        self._best = tuple(state["best"]) if state["best"] is not None else None  # type: ignore[assignment]
+        self._best = tuple(state["best"]) if state["best"] is not None else None
 
     # --- afterwards
 

@@ -71,11 +71,11 @@ class BuiltIn:
         problem, names = self.problem, self.domain.names
         time = names.index("t") if "t" in names else -1
         initial = [c for c in problem.initial_conditions() if c.split(problem.fields)[0] == field]
-        orders = {order_in_time(c, problem.fields, names): c for c in initial}
-        if 0 in orders and len(initial) == len(orders) and None not in orders:
-            for order in sorted(orders):
-                condition = orders[order]
-                out.append(([_Given(time, False, condition, slope=order == 1)], condition))
+        found = [(order_in_time(c, problem.fields, names), c) for c in initial]
+        orders = {order: c for order, c in found if order is not None}
+        if 0 in orders and len(initial) == len(orders):
+            for order, beginning in sorted(orders.items(), key=lambda item: item[0]):
+                out.append(([_Given(time, False, beginning, slope=order == 1)], beginning))
         for condition in problem.conditions:
             if isinstance(condition, Dirichlet) and condition.split(problem.fields) == (field, ""):
                 faces = condition.faces(self.domain)

@@ -58,6 +58,9 @@ class PositionalEncoding(Encoding):
     torch.Size([5, 14])
     """
 
+    levels: Tensor
+    progress: Tensor
+
     def __init__(
         self, num_frequencies: int | Sequence[int] = 3, *, learnable: bool = False, coarse_to_fine: bool = False
     ) -> None:
@@ -180,11 +183,11 @@ def _line(x: Any, axis: int, cells: int, closed: bool) -> tuple[Tensor, Any]:
     value = x.value if isinstance(x, Jet) else x
     scaled = (value[:, axis].detach() + 1) * (cells / 2)
     cell = scaled.floor().clamp(0, cells - 1)
-    inside = (x[:, axis : axis + 1] + 1) * (cells / 2) - cell[:, None]
-    if isinstance(x, Jet):
-        weights: Any = torch.cat([compose(inside, _spline(k)) for k in range(4)], -1)
-    else:
-        weights = torch.cat([_spline(k)(inside, 0)[0] for k in range(4)], -1)
+    inside: Any = (x[:, axis : axis + 1] + 1) * (cells / 2) - cell[:, None]
+    each: list[Any] = [
+        compose(inside, _spline(k)) if isinstance(inside, Jet) else _spline(k)(inside, 0)[0] for k in range(4)
+    ]
+    weights: Any = torch.cat(each, -1)
     rows = cell.long()[:, None] + torch.arange(4, device=value.device)
     return rows % cells if closed else rows, weights
 

@@ -117,7 +117,8 @@ class Field(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Scale and encode ``[N, d]``: what comes before the first layer."""
         scaled = self.scale(x)
-        return self.encoding(scaled) if isinstance(self.encoding, nn.Module) else scaled
+        out: Tensor = self.encoding(scaled) if isinstance(self.encoding, nn.Module) else scaled
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the fields ``[N, outputs]`` at points ``[N, d]``."""

@@ -43,6 +43,9 @@ class Domain:
         """
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {', '.join(self.names)}"
+
     @property
     def size(self) -> float:
         """Longest side of the box around it."""
@@ -157,7 +160,8 @@ class Disc(Domain):
 
     def distance(self, points: Tensor) -> Tensor:
         """Distance to the centre, less the radius."""
-        return torch.linalg.vector_norm(points - points.new_tensor(self.centre), dim=1) - self.radius
+        out: Tensor = torch.linalg.vector_norm(points - points.new_tensor(self.centre), dim=1) - self.radius
+        return out
 
     def boundary(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Spread points evenly over the circle or sphere."""

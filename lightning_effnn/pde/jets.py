@@ -217,6 +217,7 @@ def _add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
     value = a.parts[0] + _own(b, a)
+    assert isinstance(a, Jet)
     return a.new(torch.cat([value[None], a.parts[1:].expand(-1, *value.shape)]))
 
 
@@ -234,7 +235,8 @@ def _subtract(a: Any, b: Any, *, alpha: float = 1) -> Jet:
 
 def _divide(a: Any, b: Any) -> Jet:
     if not isinstance(b, Jet):
-        return a.new(a.parts / _own(b, a))
+        out: Jet = a.new(a.parts / _own(b, a))
+        return out
     return multiply(a, compose(b, power(-1.0)))
 
 

@@ -80,7 +80,7 @@ class _Compose(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         (parts,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody will derive this too: what was kept has forgotten where it came from
             inner = parts.unbind(0)
@@ -103,7 +103,7 @@ class _Linear(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         parts, weight = ctx.saved_tensors
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)

@@ -41,17 +41,6 @@ def _split(name: str, coordinates: tuple[str, ...]) -> list[str] | None:
     return None
 
 
-class Values:
-    """Something that reckons like the tensor ``value`` that it holds."""
-
-    value: Tensor
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        plain = [_plain(a) for a in args]
-        return func(*plain, **{k: _plain(v) for k, v in (kwargs or {}).items()})
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Values):
         return value.value
@@ -68,10 +57,24 @@ def _reflected(name: str) -> Callable[[Any, Any], Tensor]:
     return lambda self, other: function(_plain(other), self.value)
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow"):
-    setattr(Values, f"__{_name}__", _binary(_name))
-    setattr(Values, f"__r{_name}__", _reflected(_name))
-Values.__neg__ = lambda self: -self.value  # type: ignore[attr-defined]
+class Values:
+    """Something that reckons like the tensor ``value`` that it holds."""
+
+    value: Tensor
+
+    __add__, __radd__ = _binary("add"), _reflected("add")
+    __sub__, __rsub__ = _binary("sub"), _reflected("sub")
+    __mul__, __rmul__ = _binary("mul"), _reflected("mul")
+    __truediv__, __rtruediv__ = _binary("truediv"), _reflected("truediv")
+    __pow__, __rpow__ = _binary("pow"), _reflected("pow")
+
+    def __neg__(self) -> Tensor:
+        return -self.value
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [_plain(a) for a in args]
+        return func(*plain, **{k: _plain(v) for k, v in (kwargs or {}).items()})
 
 
 class FieldView(Values):

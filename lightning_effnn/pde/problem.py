@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ class Problem:
             terms.append(self._probe(kind if counts[kind] == 1 else f"{kind}_{counts[kind]}", condition))
         self.terms = tuple(terms)
 
+    def __repr__(self) -> str:
+        return f"Problem of {', '.join(self.fields)} in {self.domain!r}: {', '.join(t.name for t in self.terms)}"
+
     @property
     def order(self) -> int:
         """Highest order of derivatives."""
@@ -171,6 +175,31 @@ class Problem:
                 at = ", ".join(f"{n}={v:.3g}" for n, v in zip(self.domain.names, points[where].tolist(), strict=True))
                 raise ValueError(f"{name} is not finite, for example at {at}")
         return Term(name, condition, Indices.closure(dim, asked), len(parts))
+
+    @classmethod
+    def find(cls, target: str) -> Problem:
+        """Return a problem by its name, as YAML can give it.
+
+        Args:
+            target: ``"package.module:name"`` of a problem, or of a function without arguments that returns one.
+
+        Raises:
+            ValueError: no such module or name, or something else behind it.
+
+        >>> Problem.find("lightning_effnn.recipes.pde.heat:problem").fields
+        ('u',)
+        """
+        module, _, name = target.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name or "problem")
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{target!r}: a Problem, or a function that returns one, as 'module:name': {error}"
+            ) from error
+        made = found() if callable(found) else found
+        if not isinstance(made, cls):
+            raise ValueError(f"{target!r} gives a {type(made).__name__}: a Problem is needed")
+        return made
 
     def initial_conditions(self) -> list[Initial]:
         """Those at the beginning of time."""

@@ -82,7 +82,8 @@ class Sampler:
     def spread(self, residuals: Residuals, term: Term, count: int, number: int = 0) -> tuple[Tensor, Tensor]:
         """Draw about ``count`` points evenly."""
         domain = residuals.problem.domain
-        engine = SobolEngine(len(domain.names), scramble=True, seed=self.seed * 1_000_003 + number)
+        seed = self.seed * 1_000_003 + number
+        engine = SobolEngine(len(domain.names), scramble=True, seed=seed)  # type: ignore[no-untyped-call]
         unit = engine.draw(count, dtype=torch.float64)
         points, normals = residuals.problem.sample(term, unit)
         if term.condition is None and len(points) < count:  # a shape fills a part of the box around it

@@ -143,7 +143,7 @@ def test_a_guard_is_profiled_by_the_validation_as_it_runs(tmp_path):
     _, model = fit([callback, checkpoint], enable_checkpointing=True)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     own = EnergyGuard(model).profile(loader(32), quantile=1.0)
-    saved = torch.load(checkpoint.last_model_path, weights_only=True)["callbacks"]["EnergyGuardProfile"]
+    saved = torch.load(checkpoint.last_model_path, weights_only=True)["callbacks"]["EnergyGuardProfile[guard]"]
     deployed = EnergyGuard(model.net)
     deployed.load_state_dict(load_file(tmp_path / "guard.safetensors"), strict=False)
     for name in ("most_length", "most_density", "profiled"):

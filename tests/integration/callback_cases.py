@@ -9,10 +9,11 @@ from typing import Any
 import lightning as L
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn import callbacks
+from lightning_effnn import callbacks, pde
 from lightning_effnn.compression import load_compressed
 from lightning_effnn.quantization import QuantizationPlan, strip_
 
@@ -43,6 +44,7 @@ class Case:
         neutral: whether the fit ends bit-identical to one without it.
         keeps_hooks: whether it stays on the model after the fit, until ``quantization.strip_``.
         refuses: features that it refuses, with words of the refusal.
+        in_yaml: arguments that differ where the model comes from a YAML file.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Case:
     neutral: bool = False
     keeps_hooks: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict)
+    in_yaml: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, folder: Path) -> Any:
         return getattr(callbacks, self.name)(**self.filled(folder))
@@ -102,6 +105,23 @@ def _the_worst_is_known(run: Run) -> None:
     assert found.gain == found.worst.mean_uJ / found.natural.mean_uJ
 
 
+def _the_limits_are_those_of_the_file(run: Run) -> None:
+    limits = load_file(run.folder / "guard.safetensors")
+    assert float(limits["most_density"]) == float(run.callback.guard.most_density) > 0
+    assert int(limits["profiled"]) in (BATCH, 2 * BATCH)
+
+
+def _the_equation_counts(run: Run) -> None:
+    assert 0 < float(run.trainer.callback_metrics["pde/residual"]) < 10
+
+
+PLANE = pde.Problem(  # for the last linear layer, whose inputs are taken for coordinates
+    pde.Box(**{f"x{k:02}": (0.0, 1.0) for k in range(32)}),
+    lambda *fields_and_c: fields_and_c[0].x00 - 1,
+    [pde.Dirichlet(0.0, on="x01=0", of="u0")],
+    fields=[f"u{k}" for k in range(10)],
+)
+
 _MANUAL = {"manual optimisation": "automatic_optimization", "several optimisers": "automatic_optimization"}
 
 CASES = [
@@ -149,6 +169,23 @@ CASES = [
         ("sponge/natural_uJ", "sponge/worst_uJ", "sponge/gain"),
         _the_worst_is_known,
         neutral=True,
+    ),
+    Case(
+        "EnergyGuardProfile",
+        {"quantile": 0.8, "confidence": 0.5, "path": "{folder}/guard.safetensors"},
+        ("guard/most_length", "guard/most_density"),
+        _the_limits_are_those_of_the_file,
+        stateful=True,
+        neutral=True,
+    ),
+    Case(
+        "PDEResidualLoss",
+        {"problem": "callback_cases:PLANE", "field": "b.3", "points": 8},
+        ("pde/residual", "pde/boundary"),
+        _the_equation_counts,
+        stateful=True,
+        refuses=_MANUAL,
+        in_yaml={"field": "net.classifier"},
     ),
 ]
 

@@ -303,6 +303,7 @@ def _(case, folder):
 @feature("LightningCLI")
 def _(case, folder):
     """built from YAML, with the callback's arguments saved beside the run"""
+    arguments = case.filled(folder) | case.in_yaml
     config = {
         "model": {
             "class_path": "lightning_effnn.modules.ImageClassifier",
@@ -318,7 +319,10 @@ def _(case, folder):
             "enable_model_summary": False,
             "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}},
             "callbacks": [
-                {"class_path": f"lightning_effnn.callbacks.{case.name}", "init_args": case.filled(folder)},
+                {
+                    "class_path": f"lightning_effnn.callbacks.{case.name}",
+                    "init_args": case.filled(folder) | case.in_yaml,
+                },
             ],
         },
     }
@@ -328,9 +332,9 @@ def _(case, folder):
         cli = LightningCLI(args=["fit", "--config", str(folder / "config.yaml")])
     assert set(case.keys) <= set(cli.trainer.callback_metrics)
     (saved,) = (folder / "lightning_logs").rglob("config.yaml")
-    arguments = yaml.safe_load(saved.read_text())["trainer"]["callbacks"][0]["init_args"]
-    for name, value in case.filled(folder).items():
-        assert arguments[name] == (list(value) if isinstance(value, tuple) else value), name
+    kept = yaml.safe_load(saved.read_text())["trainer"]["callbacks"][0]["init_args"]
+    for name, value in arguments.items():
+        assert kept[name] == (list(value) if isinstance(value, tuple) else value), name
 
 
 def csv_keys(folder):
