@@ -8,6 +8,7 @@ import torch
 
 from lightning_effnn.cli.main import main
 from lightning_effnn.pde import Field, Residuals
+from lightning_effnn.recipes.benchmarks._pde_zoo import ZOO
 from lightning_effnn.recipes.pde import _references
 
 PROBLEMS = ["poisson", "burgers", "helmholtz", "helmholtz_waves", "helmholtz_3d", "heat", "allen_cahn", "kovasznay",
@@ -28,12 +29,23 @@ class Reference(torch.nn.Module):
 @pytest.mark.parametrize("name", ["poisson", "helmholtz", "helmholtz_waves", "helmholtz_3d", "heat", "kovasznay"])
 @pytest.mark.filterwarnings("ignore:derivatives of")
 def test_manufactured_solutions_satisfy_equation_and_conditions(name):
-    problem = importlib.import_module(f"lightning_effnn.recipes.pde.{name}").problem()
+    satisfied(importlib.import_module(f"lightning_effnn.recipes.pde.{name}").problem())
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.filterwarnings("ignore:derivatives of")
+def test_solutions_that_defaults_are_tried_on_satisfy_theirs(name):
+    satisfied(ZOO[name]())
+
+
+def satisfied(problem):
     residuals = Residuals(problem, Reference(problem))
     for term in problem.terms:
         unit = torch.rand(32, len(problem.domain.names), generator=torch.Generator().manual_seed(0)).double()
-        for rest in residuals.at(residuals.block(term, *problem.sample(term, unit))):
-            assert rest.abs().max() < 1e-8
+        block = residuals.block(term, *problem.sample(term, unit))
+        scale = max(1.0, float(problem.solution(block.points).abs().max()))
+        for rest in residuals.at(block):
+            assert rest.abs().max() < 1e-7 * scale
 
 
 def differences(function, x, t, h):
@@ -111,6 +123,14 @@ def test_benchmark_runs_the_peer(tmp_path):
                  str(tmp_path / "r.png")]) == 0  # fmt: skip
     (row,) = json.loads((tmp_path / "r.json").read_text())
     assert row["curve"]
+
+
+def test_defaults_benchmark(tmp_path, capsys):
+    arguments = ["--only", "oscillator", "--epochs", "1", "--out", str(tmp_path / "r.json")]
+    for _ in range(2):
+        assert main(["run", "benchmarks/pde_defaults", *arguments]) == 0
+    assert len(json.loads((tmp_path / "r.json").read_text())) == 1
+    assert "oscillator" in capsys.readouterr().out
 
 
 def test_fields_can_be_made_for_every_recipe():
