@@ -72,7 +72,7 @@ class Mixture:
         if min(self.weights) <= 0 or self.deviation <= 0:
             return 0.0
         means, sigmas = self.means[1] - self.means[0], self.sigmas[1] - self.sigmas[0]
-        return (means**2 + sigmas**2) / self.deviation**2
+        return (means / self.deviation) ** 2 + (sigmas / self.deviation) ** 2  # in this order nothing underflows
 
     def posterior(self, x: Tensor) -> Tensor:
         """Return the probability that each element belongs to the positive component.
