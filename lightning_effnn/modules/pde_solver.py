@@ -52,7 +52,8 @@ class PDESolver(L.LightningModule):
             periodicity. What is left is learned.
         points, boundary_points, adaptive, causal: see :class:`~lightning_effnn.pde.Sampler`.
         steps_per_epoch: on one draw of points.
-        patience: epochs without progress after which the fit ends; 0 goes on to ``max_epochs``.
+        patience: epochs without progress after which the fit ends; 0 goes on to ``max_epochs`` and keeps the last
+            parameters, as callbacks that change weights need it.
         lr: of Adam.
         seed: of weights and points.
 
@@ -255,7 +256,7 @@ class PDESolver(L.LightningModule):
 
     def on_fit_end(self) -> None:
         """Go back to the best parameters."""
-        if self._best is not None:
+        if self.patience and self._best is not None:
             self.load_state_dict(self._best[2])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ class LevenbergMarquardt(Optimizer):
         cg_steps: of conjugate gradients, most in one trial.
         jacobian: for the dense method, returns the residuals ``[R]`` and their Jacobian ``[R, P]``; else that of the
             closure is taken row by row, which is dear.
+        lr: factor of each step.
 
     Raises:
         ValueError: an argument out of range; more than one group.
@@ -56,6 +57,7 @@ class LevenbergMarquardt(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], damping: float = 1e-3, decrease: float = 0.2, increase: float = 2.0,
         attempts: int = 20, method: str = "auto", cg_steps: int = 200, jacobian: Jacobian | None = None,
+        lr: float = 1.0,
     ) -> None:  # fmt: skip
         if not damping > 0 or not 0 < decrease < 1 or not increase > 1:
             raise ValueError(
@@ -66,7 +68,7 @@ class LevenbergMarquardt(Optimizer):
         if method not in ("auto", "dense", "cg"):
             raise ValueError(f"method={method!r}: use 'auto', 'dense' or 'cg'")
         super().__init__(params, {"damping": damping, "decrease": decrease, "increase": increase,
-                                  "attempts": attempts, "method": method, "cg_steps": cg_steps})  # fmt: skip
+                                  "attempts": attempts, "method": method, "cg_steps": cg_steps, "lr": lr})  # fmt: skip
         if len(self.param_groups) != 1:
             raise ValueError("LevenbergMarquardt takes one group of parameters")
         self.jacobian = jacobian
@@ -101,7 +103,7 @@ class LevenbergMarquardt(Optimizer):
         for _ in range(group["attempts"]):
             step = system.solve(damping * system.scale, group["cg_steps"])
             if step is not None and bool(step.isfinite().all()):
-                _set(parameters, kept, step)
+                _set(parameters, kept, group["lr"] * step)
                 loss = _half_square(closure)
                 if math.isfinite(loss) and loss < before:
                     damping = max(damping * group["decrease"], 1e-15)
