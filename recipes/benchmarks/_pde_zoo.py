@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, cos, cosh, exp, sin
 
 from lightning_effnn import pde
+from lightning_effnn.pde.conditions import Condition
 from lightning_effnn.pde.names import Coordinates, FieldView
 
 PI = math.pi
 C = Coordinates
+
+
+def _part(fields: Callable[[C], Sequence[Tensor]], k: int, c: C) -> Tensor:
+    return fields(c)[k]
 
 
 def korteweg_de_vries() -> pde.Problem:
@@ -134,9 +140,11 @@ def schroedinger() -> pde.Problem:
         size = a**2 + b**2
         return [a.t + 0.5 * b.xx + size * b, -b.t + 0.5 * a.xx + size * a]
 
-    ends = [pde.Dirichlet(lambda c: waves(c)[0], on="x", of="a"), pde.Dirichlet(lambda c: waves(c)[1], on="x", of="b")]
-    start = [pde.Initial(lambda c: waves(c)[0], of="a"), pde.Initial(lambda c: waves(c)[1], of="b")]
-    return pde.Problem(pde.Box(x=(-6, 8), t=(0, 2)), equations, start + ends, ("a", "b"), reference=waves)
+    conditions: list[Condition] = []
+    for k, name in enumerate("ab"):
+        value = functools.partial(_part, waves, k)
+        conditions += [pde.Initial(value, of=name), pde.Dirichlet(value, on="x", of=name)]
+    return pde.Problem(pde.Box(x=(-6, 8), t=(0, 2)), equations, conditions, ("a", "b"), reference=waves)
 
 
 def growth() -> pde.Problem:
@@ -210,10 +218,10 @@ def taylor_green() -> pde.Problem:
             pde.div(u, v),
         ]
 
-    conditions = [pde.Dirichlet(lambda c: flow(c)[2], on="x=0", of="p")]
+    conditions: list[Condition] = [pde.Dirichlet(functools.partial(_part, flow, 2), on="x=0", of="p")]
     for k, name in enumerate("uv"):
-        value: Callable[[C], Tensor] = lambda c, k=k: flow(c)[k]  # noqa: E731  # type: ignore[misc]
-        conditions += [pde.Initial(value, of=name), pde.Dirichlet(value, of=name)]  # type: ignore[list-item]
+        value = functools.partial(_part, flow, k)
+        conditions += [pde.Initial(value, of=name), pde.Dirichlet(value, of=name)]
     return pde.Problem(pde.Box(x=(0, 1), y=(0, 1), t=(0, 1)), equations, conditions, ("u", "v", "p"), reference=flow)
 
 
