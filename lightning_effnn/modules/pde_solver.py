@@ -119,6 +119,8 @@ class PDESolver(L.LightningModule):
     def forward(self, points: Tensor) -> Tensor:
         """Return the fields at points ``[N, d]``, columns in the order of the domain's names: ``[N, fields]``.
 
+        There is a graph behind them if the points require gradients.
+
         Raises:
             ValueError: another number of columns, or a point outside the domain.
         """
@@ -131,8 +133,10 @@ class PDESolver(L.LightningModule):
             where = points[outside][0].tolist()
             at = ", ".join(f"{n}={v:g}" for n, v in zip(domain.names, where, strict=True))
             raise ValueError(f"{int(outside.sum())} of {len(points)} points are outside the domain, for example {at}")
-        return self.residuals.solution(points)
+        with torch.set_grad_enabled(points.requires_grad and torch.is_grad_enabled()):
+            return self.residuals.solution(points)
 
+    @torch.no_grad()
     def rel_l2(self, points: int = 4096) -> dict[str, float]:
         """Return the relative L2 error of each field against the problem's reference, at evenly spread points.
 

@@ -38,7 +38,8 @@ def plot_solution(residuals: Residuals, path: str | Path) -> None:
     points, axes = _grid(residuals)
     inside = problem.domain.contains(points)
     rows: list[tuple[str, list[tuple[str, Tensor, str]]]] = []
-    found = residuals.solution(points)
+    with torch.no_grad():
+        found = residuals.solution(points)
     known = problem.solution(points) if problem.reference is not None else None
     with torch.no_grad():
         block = residuals.block(residuals.terms[0], points, torch.zeros_like(points))

@@ -94,7 +94,7 @@ class Residuals:
             )
         if self.like.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the field computes in {self.like.dtype}: use float64, or float32")
-        self.derivatives = Derivatives(field.layers if isinstance(field, Field) else field)
+        self.derivatives = Derivatives(field)
         self.blocks: list[Block] = []
         self.weights: dict[str, list[float]] = {t.name: [1.0] * t.equations for t in self.terms}
         self._checked = False
@@ -233,7 +233,6 @@ class Residuals:
             for block in self.blocks
         }
 
-    @torch.no_grad()
     def solution(self, points: Tensor) -> Tensor:
         """Return the fields at points ``[N, d]``: ``[N, fields]``, what is built in included."""
         out: Tensor = self.field(points)

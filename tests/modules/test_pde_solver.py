@@ -162,6 +162,18 @@ def test_saved_and_loaded(tmp_path):
             small().load(tmp_path / path)
 
 
+def test_solution_can_be_derived_by_points_that_ask_for_it():
+    solver = small()
+    points = torch.rand(5, 2, dtype=torch.float64)
+    assert not solver(points).requires_grad
+    points.requires_grad_()
+    (slope,) = torch.autograd.grad(solver(points).sum(), points)
+    step = torch.tensor([1e-6, 0.0], dtype=torch.float64)
+    with torch.no_grad():
+        expected = (solver(points + step) - solver(points - step))[:, 0] / 2e-6
+    assert torch.allclose(slope[:, 0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(("points", "message"), [
     (torch.zeros(3, 1), r"\[N, 2\]"), (torch.zeros(2), r"\[N, 2\]"),
     (torch.tensor([[0.5, 0.5], [1.5, 0.5]]), "1 of 2 points are outside the domain, for example x=1.5, y=0.5"),
