@@ -67,9 +67,13 @@ class Values:
     __mul__, __rmul__ = _binary("mul"), _reflected("mul")
     __truediv__, __rtruediv__ = _binary("truediv"), _reflected("truediv")
     __pow__, __rpow__ = _binary("pow"), _reflected("pow")
+    __lt__, __le__, __gt__, __ge__ = _binary("lt"), _binary("le"), _binary("gt"), _binary("ge")
 
     def __neg__(self) -> Tensor:
         return -self.value
+
+    def __abs__(self) -> Tensor:
+        return self.value.abs()
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

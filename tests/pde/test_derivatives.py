@@ -148,6 +148,8 @@ def test_operators():
     assert torch.equal(pde.div(u, v), torch.full((2,), 5.0))
     assert [g[0].item() for g in pde.grad(v)] == [3.0, 3.0]
     assert torch.equal(2 * u - u / 2 + u**2 + torch.sin(u) - 1, torch.full((2,), 1.5 + math.sin(1)))
+    assert torch.equal(torch.where(u > 0, abs(-1 * u), v), torch.full((2,), 1.0))
+    assert torch.equal(torch.stack([u, v], 1).sum(1), torch.full((2,), 2.0))
     with pytest.raises(ValueError, match="x, y"):
         pde.div(u)
 
