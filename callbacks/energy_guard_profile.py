@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_effnn._files import write_whole
+from lightning_effnn.callbacks._refusals import check_whole_weights
 from lightning_effnn.callbacks._reporting import log_parameters
 from lightning_effnn.robustness.guard import EnergyGuard, Policy, check_policy, check_shares
 from lightning_effnn.robustness.sequences import samples_needed
@@ -43,7 +44,7 @@ class EnergyGuardProfile(Callback):
 
     Raises:
         ValueError: an argument out of range.
-        MisconfigurationException: a fit without validation data.
+        MisconfigurationException: a fit without validation data, or one whose strategy shards weights.
         TypeError: in validation, batches whose first part is no tensor.
 
     Example:
@@ -82,6 +83,7 @@ class EnergyGuardProfile(Callback):
         """Put a guard around the module; the module isn't changed."""
         if stage != "fit":
             return
+        check_whole_weights(trainer, self)
         self.guard = EnergyGuard(pl_module, self.policy, self.padding)
         self._restore()
 
