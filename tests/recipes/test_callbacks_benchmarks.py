@@ -31,6 +31,11 @@ def test_the_card_shows_what_processes_send():
     assert scale_out.markdown(rows) in CARD.read_text()
 
 
+def test_the_card_shows_step_times_and_memory():
+    assert callbacks_overhead.markdown(result("callbacks_overhead")) in CARD.read_text()
+    assert result("callbacks_overhead")["growth of memory"] < 0.01
+
+
 @pytest.mark.slow
 def test_the_overhead_benchmark_runs(tmp_path, capsys):
     out = tmp_path / "out.json"
