@@ -10,7 +10,7 @@ from callback_cases import CASES
 from lightning_effnn.quantization import QuantizationPlan
 
 NOT_COMPARED = {"EnergyGuardProfile", "PDEResidualLoss"}
-"""Not in the benchmark: the one changes nothing, the other's points are the same on every process."""
+"""Not in the benchmark yet: nothing is known of them on several processes."""
 
 OWN_BATCH = {"FocusedCompression, activations", "LowPrecisionSearch", "SpongeTraining"}
 """Look at the activations of a process's own batch, as batch norm does."""
