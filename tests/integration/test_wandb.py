@@ -47,7 +47,9 @@ def run(tmp_path_factory):
     logger = WandbLogger(save_dir=folder, offline=True, project="effnn")
     generator = torch.Generator().manual_seed(1)
     data = DataLoader(TensorDataset(torch.rand(48, 1, 8, 8, generator=generator), torch.arange(48) % 10), 8)
-    callbacks = [*the_four(folder).values(), SpongeEvaluation(1, attacks=("random",), limit=2, prefix="attack")]
+    others = [case.make(folder) for case in CASES if case.name in ("EnergyGuardProfile", "PDEResidualLoss")]
+    evaluation = SpongeEvaluation(1, attacks=("random",), limit=2, prefix="attack")
+    callbacks = [*the_four(folder).values(), *others, evaluation]
     L.Trainer(
         max_epochs=4, callbacks=callbacks, accelerator="cpu", logger=logger, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,
@@ -100,6 +102,8 @@ def test_the_config_holds_every_parameter_of_every_callback(run):
     assert config["hw"]["accelerator"] == "tpu_like"
     assert config["sponge"]["attack"] == ["pgd", "unbounded"]
     assert config["attack"]["callback"] == "SpongeEvaluation"
+    assert config["guard"]["quantile"] == 0.8
+    assert config["pde"]["field"] == "b.3"
 
 
 def test_the_compressed_file_and_the_plan_are_artefacts(run):
