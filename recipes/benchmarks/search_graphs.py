@@ -5,9 +5,10 @@
 
 Every network is trained twice in the same way (Adam, the weights of the best validation), and the one with the better
 validation counts: from two random starts, or for a searched network from one and from the weights of the search. A
-search gives one network for each ``--cost-weight``. Random search trains as many steps as all of these searches, on
-networks drawn evenly, and picks one for each weight by the same error and cost. Sizes are of weights with biases, and
-of activations as a sum and as the peak. Results are kept in ``--out`` as they come; what is there is not run again.
+search gives one network for each ``--cost-weight``; so does a search for the bits of GCN-64 alone. Random search trains
+as many steps as all searches of whole networks, on networks drawn evenly, and picks one for each weight by the same
+error and cost. Sizes are of weights with biases, and of activations as a sum and as the peak; mean bits are over
+tensors. Results are kept in ``--out`` as they come; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ from lightning_effnn.search.graph.costs import graph_extents
 
 Row = dict[str, Any]
 GRAPHS = ("cora", "citeseer", "cora_ml", "amazon_computers")
+GCN_64: dict[str, Any] = {
+    "hidden_channels": (64,), "attention": ("gcn",), "aggregation": ("sum",), "activation": ("relu",),
+    "skip": ("none",), "w_bits": (2, 4, 6, 8), "a_bits": (2, 4, 6, 8),
+}  # fmt: skip
+"""A space of one architecture: only its bits are searched."""
 RANDOM_TRIES = 6
 """Networks that random search tries for each cost weight; together they train as many epochs as one search."""
 
@@ -110,6 +116,8 @@ class Bench:
             settings = {**shared, "cost_weight": weight}
             if not self._known("LPGNAS", settings):
                 self._keep("LPGNAS", settings, self._searched(**settings))
+            if not self._known("GCN-64, bits", settings):
+                self._keep("GCN-64, bits", settings, self._searched(**settings, **GCN_64))
         settings = {**shared, "cost_weight": min(self.args.cost_weight)}
         if not self._known("LPGNAS, fp32", settings):
             self._keep("LPGNAS, fp32", settings, self._searched(**settings, w_bits=(32,), a_bits=(32,)))
