@@ -24,7 +24,7 @@ from lightning_effnn.pde.encodings import (
 )
 from lightning_effnn.pde.field import Field, encode
 from lightning_effnn.pde.geometry import Box, Disc, Domain, Polygon
-from lightning_effnn.pde.indices import Indices
+from lightning_effnn.pde.indices import Indices, Laplacian
 from lightning_effnn.pde.levenberg_marquardt import LevenbergMarquardt
 from lightning_effnn.pde.names import div, grad, laplacian
 from lightning_effnn.pde.plots import plot_solution
@@ -47,6 +47,7 @@ __all__ = [
     "FourierFeatures",
     "Indices",
     "Initial",
+    "Laplacian",
     "LevenbergMarquardt",
     "MultiresolutionGrid",
     "Neumann",

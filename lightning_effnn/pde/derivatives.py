@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_effnn.pde.indices import Index, Indices
+from lightning_effnn.pde.indices import Derivative, Index, Indices
 from lightning_effnn.pde.jets import Jet, NoRule, Tape
 
 
@@ -49,18 +49,23 @@ def nested(function: Callable[[Tensor], Tensor], points: Tensor, indices: Indice
         value = function(points)
         outputs = value.unbind(1)
         known: dict[Index, list[Tensor]] = {indices.members[0]: list(outputs)}
-        gradients: dict[tuple[Index, int], Tensor] = {}
+        gradients: dict[Index, list[Tensor]] = {}
+
+        def derived(index: Index, axis: int) -> list[Tensor]:
+            """Each output's derivative ``index``, derived by one axis more."""
+            if index not in gradients:
+                gradients[index] = [_gradient(below, points) for below in known[index]]
+            return [gradient[:, axis] for gradient in gradients[index]]
+
         for index in indices.members[1:]:
             axis = next(k for k, n in enumerate(index) if n)
-            lower = tuple(n - (k == axis) for k, n in enumerate(index))
-            columns = []
-            for output, below in enumerate(known[lower]):
-                key = (lower, output)
-                if key not in gradients:
-                    gradients[key] = _gradient(below, points)
-                columns.append(gradients[key][:, axis])
-            known[index] = columns
-    return torch.stack([torch.stack(known[index], 1) for index in indices.members])
+            known[index] = derived(tuple(n - (k == axis) for k, n in enumerate(index)), axis)
+        columns = list(known.values())
+        for laplacian in indices.laplacians:
+            firsts = (indices.members[k] for k in indices.firsts(laplacian))
+            seconds = [derived(first, axis) for first, axis in zip(firsts, laplacian.axes, strict=True)]
+            columns.append([torch.stack(terms).sum(0) for terms in zip(*seconds, strict=True)])
+    return torch.stack([torch.stack(column, 1) for column in columns])
 
 
 def _gradient(value: Tensor, points: Tensor) -> Tensor:
@@ -91,7 +96,7 @@ class Derivatives:
         self.function = function
         self.by_rules = True
 
-    def __call__(self, points: Tensor, wanted: Indices | Sequence[Index], tape: Tape | None = None) -> Tensor:
+    def __call__(self, points: Tensor, wanted: Indices | Sequence[Derivative], tape: Tape | None = None) -> Tensor:
         """Return ``[K, N, outputs]`` at points ``[N, d]``; with autograd the tape stays empty."""
         indices = wanted if isinstance(wanted, Indices) else Indices.closure(points.shape[1], wanted)
         if self.by_rules:

@@ -24,6 +24,20 @@ def _product(parts: Sequence[Tensor], inner: Sequence[int], factor: int) -> Tens
     return out if factor == 1 else factor * out
 
 
+def _products(parts: Sequence[Tensor], terms: Sequence[tuple[int, tuple[int, ...]]]) -> dict[int, Tensor]:
+    """For each order of derivative of ``f`` from the second on, the sum of products that it is multiplied by."""
+    sums: dict[int, Tensor] = {}
+    for factor, inner in terms:
+        order = len(inner)
+        if order in sums and order == 2 and factor == 1:
+            sums[order].addcmul_(parts[inner[0]], parts[inner[1]])
+        elif order in sums:
+            sums[order] += _product(parts, inner, factor)
+        elif order > 1:
+            sums[order] = _product(parts, inner, factor)
+    return sums
+
+
 CHUNK = 40_000
 """Numbers of one derivative that are worked on together: with their kin they fit into a cache of some megabytes."""
 
@@ -39,9 +53,8 @@ def _compose(inner: Sequence[Tensor], outer: Sequence[Tensor], indices: Indices,
     out[0] = outer[0]
     for k, terms in enumerate(indices.compositions[1:], start=1):
         torch.mul(outer[1], inner[k], out=out[k])  # a derivative of g itself is always one of the terms
-        for factor, chosen in terms:
-            if len(chosen) > 1:
-                out[k].addcmul_(outer[len(chosen)], _product(inner, chosen, factor))
+        for order, product in _products(inner, terms).items():
+            out[k].addcmul_(outer[order], product)
 
 
 def _compose_back(
@@ -50,18 +63,17 @@ def _compose_back(
     """Return gradients by the derivatives of ``g`` from those by the derivatives of ``f(g)``."""
     below = [g * outer[1] for g in above]
     for k, terms in enumerate(indices.compositions[1:], start=1):
-        below[0] = torch.addcmul(below[0], above[k] * inner[k], outer[2])
+        below[0].addcmul_(above[k] * inner[k], outer[2])
+        products = _products(inner, terms)
+        for order, product in products.items():
+            below[0].addcmul_(above[k] * product, outer[order + 1])
+        weights = {order: above[k] * outer[order] for order in products}
         for factor, chosen in terms:
-            order = len(chosen)
-            if order == 1:
-                continue
-            below[0] = torch.addcmul(below[0], above[k] * _product(inner, chosen, factor), outer[order + 1])
-            weighted = above[k] * outer[order]
-            for position in set(chosen):
+            for position in set(chosen) if len(chosen) > 1 else ():
                 rest = list(chosen)
                 rest.remove(position)
-                product = _product(inner, rest, factor * chosen.count(position))
-                below[position] = torch.addcmul(below[position], weighted, product)
+                product = _product(inner, rest, 1)
+                below[position].addcmul_(weights[len(chosen)], product, value=factor * chosen.count(position))
     return below
 
 

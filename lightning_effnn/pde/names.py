@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_effnn.pde.indices import Index
+from lightning_effnn.pde.indices import Derivative, Index, Laplacian
 
 
 def parse(name: str, coordinates: Sequence[str], field: str) -> Index:
@@ -87,10 +87,10 @@ class FieldView(Values):
     Args:
         name: of the field.
         coordinates: names of the coordinates.
-        get: from a multi-index to its derivative ``[N]``.
+        get: from a multi-index or a Laplacian to that derivative ``[N]``.
     """
 
-    def __init__(self, name: str, coordinates: Sequence[str], get: Callable[[Index], Tensor]) -> None:
+    def __init__(self, name: str, coordinates: Sequence[str], get: Callable[[Derivative], Tensor]) -> None:
         self._name, self._coordinates, self._get = name, tuple(coordinates), get
 
     @property
@@ -124,8 +124,11 @@ def grad(u: FieldView) -> tuple[Tensor, ...]:
 
 
 def laplacian(u: FieldView) -> Tensor:
-    """Return the sum of second derivatives along the space coordinates (all but ``t``)."""
-    return torch.stack([getattr(u, c + c) for c in _space(u)]).sum(0)
+    """Return the sum of second derivatives along the space coordinates (all but ``t``).
+
+    It is worked out as one derivative: quicker than to add up ``u.xx``, ``u.yy`` and so on.
+    """
+    return u._get(Laplacian(tuple(u._coordinates.index(c) for c in _space(u))))
 
 
 def div(*fields: FieldView) -> Tensor:

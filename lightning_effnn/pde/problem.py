@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_effnn.pde.conditions import Condition, Initial, Periodic
 from lightning_effnn.pde.geometry import Domain
-from lightning_effnn.pde.indices import Index, Indices
+from lightning_effnn.pde.indices import Derivative, Indices
 from lightning_effnn.pde.names import Coordinates, FieldView, Values
 
 
@@ -143,7 +143,7 @@ class Problem:
 
     def _probe(self, name: str, condition: Condition | None) -> Term:
         """Run a residual on random numbers, and note which derivatives it reads."""
-        asked: set[Index] = set()
+        asked: set[Derivative] = set()
         dim = len(self.domain.names)
         generator = torch.Generator().manual_seed(0)
         unit = torch.rand(256, dim, generator=generator, dtype=torch.float64)
@@ -151,13 +151,13 @@ class Problem:
         points, normals = self.sample(term, unit)
         if not len(points):
             raise ValueError(f"{name}: the domain has no inside")
-        random: dict[Index, Tensor] = {}
+        random: dict[Derivative, Tensor] = {}
 
-        def get(index: Index) -> Tensor:
-            asked.add(index)
-            if index not in random:
-                random[index] = 0.5 + torch.rand(len(points), generator=generator, dtype=torch.float64)
-            return random[index]
+        def get(derivative: Derivative) -> Tensor:
+            asked.add(derivative)
+            if derivative not in random:
+                random[derivative] = 0.5 + torch.rand(len(points), generator=generator, dtype=torch.float64)
+            return random[derivative]
 
         views = [FieldView(field, self.domain.names, get) for field in self.fields]
         unknowns = {u: torch.full((len(points),), start, dtype=torch.float64) for u, start in self.unknowns.items()}

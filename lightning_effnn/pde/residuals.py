@@ -156,7 +156,7 @@ class Residuals:
         names = self.problem.domain.names
 
         def view(k: int) -> FieldView:
-            return FieldView(self.problem.fields[k], names, lambda index: parts[where[index], :, k])
+            return FieldView(self.problem.fields[k], names, lambda derivative: parts[where[derivative], :, k])
 
         views = [view(k) for k in range(len(self.problem.fields))]
         return self.problem.equations(term, views, self.columns(block, tape), block.points, block.normals)

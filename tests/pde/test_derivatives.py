@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_effnn import pde
-from lightning_effnn.pde.indices import Indices
+from lightning_effnn.pde.indices import Indices, Laplacian
 from lightning_effnn.pde.jets import Jet, NoRule, NotSmooth
 
 ACTIVATIONS = [nn.Tanh(), nn.SiLU(), nn.GELU(), nn.Softplus(), nn.Sigmoid()]
@@ -46,6 +46,7 @@ def same(function, dim, wanted, atol=1e-10):
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize(("dim", "wanted"), [
     (1, [(4,)]), (2, [(2, 0), (0, 2), (1, 1)]), (2, [(2, 1), (0, 3)]), (3, [(2, 0, 0), (0, 2, 0), (0, 0, 2)]),
+    (2, [Laplacian((0, 1))]), (3, [Laplacian((0, 2)), (0, 1, 1)]), (2, [Laplacian((0,)), Laplacian((1,)), (3, 0)]),
 ])  # fmt: skip
 def test_networks(activation, dim, wanted):
     same(mlp(dim, activation), dim, wanted)
@@ -59,6 +60,24 @@ def test_any_mixed_derivative(wanted):
 
 def test_forward_of_ones_own_with_sums_products_quotients_powers_and_slices():
     same(Residual().double(), 2, [(2, 1), (0, 2)])
+    same(Residual().double(), 2, [Laplacian((0, 1))])
+
+
+def test_a_laplacian_is_the_sum_of_second_derivatives_and_its_gradients_are_theirs():
+    net, x = mlp(3, nn.SiLU()), points(7, 3)
+    single = Indices.closure(3, [(2, 0, 0), (0, 0, 2)])
+    summed = Indices.closure(3, [Laplacian((0, 2))])
+    gradients = []
+    for indices, places in ((single, single.members), (summed, [Laplacian((0, 2))])):
+        parts = pde.taylor(net, x, indices)
+        laplacian = sum(parts[indices.position[place]] for place in places if place == Laplacian((0, 2)) or 2 in place)
+        penalty = laplacian.square().sum()
+        first = torch.autograd.grad(penalty, list(net.parameters()), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), list(net.parameters()))
+        gradients.append([laplacian, *first, *second])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-10)
+    assert len(summed) == 4
 
 
 @pytest.mark.parametrize("encoding", [
@@ -82,6 +101,7 @@ def test_encodings(encoding, periodic):
         encoding.set_progress(0.5)
     assert encoding(points(4, 2)).shape == (4, encoding.features)
     same(encoding, 2, [(2, 0), (1, 1)])
+    same(encoding, 2, [Laplacian((0, 1))])
     if periodic:
         x = points(4, 2)
         ends = [torch.cat([torch.full_like(x[:, :1], end), x[:, 1:]], 1) for end in (-1.0, 1.0)]
@@ -140,7 +160,7 @@ def test_operators():
         def view(name, k):
             from lightning_effnn.pde.names import FieldView
 
-            values = {(0, 0, 0): 1.0, (1, 0, 0): 2.0 + k, (0, 1, 0): 3.0, (2, 0, 0): 5.0, (0, 2, 0): 7.0}
+            values = {(0, 0, 0): 1.0, (1, 0, 0): 2.0 + k, (0, 1, 0): 3.0, Laplacian((0, 1)): 12.0}
             return FieldView(name, ("x", "y", "t"), lambda index: torch.full((2,), values[index]))
 
     u, v = Names.view("u", 0), Names.view("v", 1)
