@@ -7,8 +7,14 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from torch import Tensor
 
+from lightning_effnn.callbacks._refusals import check_whole_weights
+from lightning_effnn.callbacks._reporting import log_parameters
+
+Term = Callable[..., Tensor | None]
 _WRAPPED = "training_step"
 
 
@@ -23,7 +29,7 @@ class LossTerm:
         TypeError: in training, if a step returns neither.
     """
 
-    def __init__(self, pl_module: Any, term: Callable[..., Tensor | None]) -> None:
+    def __init__(self, pl_module: Any, term: Term) -> None:
         self.pl_module, self.term = pl_module, term
         self._own = pl_module.__dict__.get(_WRAPPED)
         self._step = pl_module.training_step
@@ -58,3 +64,49 @@ class LossTerm:
                 del self.pl_module.__dict__[_WRAPPED]
             else:
                 self.pl_module.__dict__[_WRAPPED] = self._own
+
+
+class AddsToLoss(Callback):
+    """A callback that adds a term to what ``training_step`` returns, from the start of a fit to its end."""
+
+    prefix: str
+    """First part of the logged keys; callbacks of one class with different ones go together."""
+    _added: LossTerm | None = None
+
+    def term(self, trainer: Any, pl_module: Any) -> Term:
+        """Return what is added, at the start of a fit."""
+        raise NotImplementedError
+
+    @property
+    def state_key(self) -> str:
+        """Fixed by the prefix."""
+        return f"{type(self).__name__}[{self.prefix}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wrap the module's training step."""
+        if stage != "fit" or self._added is not None:
+            return
+        check_whole_weights(trainer, self)
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(self).__name__} adds to the loss that training_step returns: it needs automatic_optimization"
+            )
+        self._added = LossTerm(pl_module, self.term(trainer, pl_module))
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Log the parameters."""
+        log_parameters(trainer, self)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module its own training step back."""
+        if stage == "fit":
+            self._remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give it back: after an exception or Ctrl-C there is no teardown."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._added is not None:
+            self._added.remove()
+            self._added = None

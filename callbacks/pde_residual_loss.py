@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
 from torch import Tensor
 
-from lightning_effnn.callbacks._loss_term import LossTerm
-from lightning_effnn.callbacks._refusals import check_whole_weights
-from lightning_effnn.callbacks._reporting import log_parameters
+from lightning_effnn.callbacks._loss_term import AddsToLoss, Term
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.pde import Problem, Residuals, Sampler
 from lightning_effnn.pde.jacobian import NotCovered
 
 
-class PDEResidualLoss(Callback):
+class PDEResidualLoss(AddsToLoss):
     """Adds to the loss how badly a network satisfies an equation and its conditions.
 
     Each step new points are drawn in the domain and on its boundary; the mean squares of the residuals there, times
@@ -73,29 +70,16 @@ class PDEResidualLoss(Callback):
         self.points, self.boundary_points, self.seed = points, boundary_points, seed
         self.sampler = Sampler(points, boundary_points, adaptive=0.0, seed=seed)
         self._weights: dict[str, list[float]] | None = None
-        self._term: LossTerm | None = None
 
-    @property
-    def state_key(self) -> str:
-        """Fixed by the prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Wrap the module's training step."""
-        if stage != "fit" or self._term is not None:
-            return
-        check_whole_weights(trainer, self)
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "PDEResidualLoss adds to the loss that training_step returns: it needs automatic_optimization"
-            )
+    def term(self, trainer: Any, pl_module: Any) -> Term:
+        """Return the weighted residuals of points that each training step draws."""
         residuals = self._residuals(pl_module)
         self.sampler.draws, self._weights = 0, None  # a checkpoint's state comes after this
 
         def term(*_: Any, **__: Any) -> Tensor | None:
             return self.weight * self._loss(residuals, pl_module) if pl_module.training else None
 
-        self._term = LossTerm(pl_module, term)
+        return term
 
     def _residuals(self, pl_module: Any) -> Residuals:
         try:
@@ -127,31 +111,13 @@ class PDEResidualLoss(Callback):
                     residuals.balance()
                 self._weights = residuals.weights
             residuals.weights = self._weights
-            vector = residuals()
-            squares = residuals.squares()
+            parts = residuals.parts()
+            squares = residuals.squares(parts)
         rest = sum(square for name, square in squares.items() if name != "residual")
         for key, square in (("residual", squares["residual"]), ("boundary", rest)):
             name = f"{self.prefix}/{key}"
             pl_module.log(name, square**0.5, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-        return vector.square().sum()
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Log the parameters."""
-        log_parameters(trainer, self)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give the module its own training step back."""
-        if stage == "fit":
-            self._remove()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give it back: after an exception or Ctrl-C there is no teardown."""
-        self._remove()
-
-    def _remove(self) -> None:
-        if self._term is not None:
-            self._term.remove()
-            self._term = None
+        return residuals.vector(parts).square().sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a fit needs to go on."""

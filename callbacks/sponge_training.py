@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
 from torch import Tensor
 
-from lightning_effnn.callbacks._loss_term import LossTerm
-from lightning_effnn.callbacks._refusals import check_whole_weights
-from lightning_effnn.callbacks._reporting import log_parameters
+from lightning_effnn.callbacks._loss_term import AddsToLoss, Term
 from lightning_effnn.formats.tagging import simulated
 from lightning_effnn.robustness.objectives import SIGMA
 from lightning_effnn.robustness.training import Inner, SpongePenalty, check_attack
 
 
-class SpongeTraining(Callback):
+class SpongeTraining(AddsToLoss):
     """Adds to the loss how dense activations are on inputs that were crafted to make them dense.
 
     Each step a part of the batch is attacked and run once more; the smooth share of non-zeros that goes into its
@@ -70,22 +66,9 @@ class SpongeTraining(Callback):
         self.attack = (attack,) if isinstance(attack, str) else tuple(attack)
         self.weight, self.eps, self.steps, self.share = weight, eps, steps, share
         self.sigma, self.low, self.high, self.prefix = sigma, low, high, prefix
-        self._term: LossTerm | None = None
 
-    @property
-    def state_key(self) -> str:
-        """Fixed by the prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Wrap the module's training step."""
-        if stage != "fit" or self._term is not None:
-            return
-        check_whole_weights(trainer, self)
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "SpongeTraining adds to the loss that training_step returns: it needs automatic_optimization"
-            )
+    def term(self, trainer: Any, pl_module: Any) -> Term:
+        """Return the penalty of a training step's batch."""
         penalty = SpongePenalty(
             pl_module, self.attack, self.eps, self.steps, self.share, self.sigma, self.low, self.high
         )
@@ -98,32 +81,8 @@ class SpongeTraining(Callback):
                 raise TypeError(f"a batch begins with a {type(x).__name__}: SpongeTraining needs a tensor of inputs")
             with simulated():  # a trace of this training step doesn't count what runs beside it
                 value = penalty(x, trainer.global_step)
-            pl_module.log(
-                f"{self.prefix}/penalty",
-                value.detach(),
-                on_step=False,
-                on_epoch=True,
-                batch_size=len(x),
-                sync_dist=True,
-            )
+            name = f"{self.prefix}/penalty"
+            pl_module.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
             return self.weight * value
 
-        self._term = LossTerm(pl_module, term)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Log the parameters."""
-        log_parameters(trainer, self)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give the module its own training step back."""
-        if stage == "fit":
-            self._remove()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give it back: after an exception or Ctrl-C there is no teardown."""
-        self._remove()
-
-    def _remove(self) -> None:
-        if self._term is not None:
-            self._term.remove()
-            self._term = None
+        return term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,14 @@ class Block:
     vanishing: Tensor | None
     emphasis: Tensor | None = None
     """Weight of each point, ``[N]``; equal if None."""
+
+
+class Part(NamedTuple):
+    """One equation at a block's points: its weight in the loss, and residuals ``[N]``."""
+
+    block: Block
+    weight: float
+    residual: Tensor
 
 
 class Residuals:
@@ -161,13 +169,21 @@ class Residuals:
         views = [view(k) for k in range(len(self.problem.fields))]
         return self.problem.equations(term, views, self.columns(block, tape), block.points, block.normals)
 
+    def parts(self) -> list[Part]:
+        """Return every equation's residuals at the points of its block."""
+        return [
+            Part(block, weight, residual)
+            for block in self.blocks
+            for weight, residual in zip(self.weights[block.term.name], self.at(block), strict=True)
+        ]
+
+    def vector(self, parts: Sequence[Part]) -> Tensor:
+        """Return them as one vector ``[R]``, scaled."""
+        return torch.cat([part.residual * self._factor(*part) for part in parts])
+
     def __call__(self) -> Tensor:
         """Return the vector ``[R]`` with its graph."""
-        out = []
-        for block in self.blocks:
-            for weight, residual in zip(self.weights[block.term.name], self.at(block), strict=True):
-                out.append(residual * self._factor(block, weight, residual))
-        return torch.cat(out)
+        return self.vector(self.parts())
 
     @staticmethod
     def _factor(block: Block, weight: float, residual: Tensor) -> float | Tensor:
@@ -226,12 +242,12 @@ class Residuals:
             ]
 
     @torch.no_grad()
-    def squares(self) -> dict[str, float]:
-        """Return the mean square of each term's residuals, without weights."""
-        return {
-            block.term.name: float(torch.stack([r.square().mean() for r in self.at(block)]).sum())
-            for block in self.blocks
-        }
+    def squares(self, parts: Sequence[Part] | None = None) -> dict[str, float]:
+        """Return the mean square of each term's residuals, without weights; of ``parts`` if they are at hand."""
+        sums: dict[str, float] = {}
+        for block, _, residual in self.parts() if parts is None else parts:
+            sums[block.term.name] = sums.get(block.term.name, 0.0) + float(residual.square().mean())
+        return sums
 
     def solution(self, points: Tensor) -> Tensor:
         """Return the fields at points ``[N, d]``: ``[N, fields]``, what is built in included."""
