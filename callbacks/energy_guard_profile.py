@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -114,17 +115,15 @@ class EnergyGuardProfile(Callback):
             self._watching = None
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Set the limits; with several processes those of the first, by its share of the data."""
+        """Set the limits, by what all processes saw."""
         if self.guard is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once, at the end of the fit
-            self.guard.settle(self.quantile, self.confidence)
-        found = {name: float(getattr(self.guard, name)) for name in _LIMITS}
-        self._limits = trainer.strategy.broadcast(found)
+            self.guard.settle(self.quantile, self.confidence, _of_all_processes)
+        self._limits = {name: float(getattr(self.guard, name)) for name in _LIMITS}
         for name in _LIMITS[:2]:
             pl_module.log(f"{self.prefix}/{name}", self._limits[name], sync_dist=True)
-        self._restore()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the file, and say what the limits are."""
@@ -162,3 +161,12 @@ class EnergyGuardProfile(Callback):
         if self.guard is not None:
             for name, value in self._limits.items():
                 getattr(self.guard, name).fill_(value)
+
+
+def _of_all_processes(values: Tensor) -> Tensor:
+    """One number a sample ``[B]``, those of every process; they may have seen unequal numbers of samples."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values.cpu())
+    return torch.cat(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -139,11 +139,17 @@ class EnergyGuard(nn.Module):
             self._seen.append((self._length(x), _density(found, len(x))))
 
     @torch.no_grad()
-    def settle(self, quantile: float = 0.999, confidence: float = 0.95) -> EnergyGuard:
+    def settle(
+        self,
+        quantile: float = 0.999,
+        confidence: float = 0.95,
+        gather: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> EnergyGuard:
         """Set the limits by what was watched so far, and forget it: the second half of :meth:`profile`.
 
         Args:
             quantile, confidence: as there.
+            gather: from numbers ``[B]`` of what was watched here to those of all processes.
 
         Raises:
             ValueError: nothing was watched, or an argument out of range.
@@ -151,7 +157,7 @@ class EnergyGuard(nn.Module):
         check_shares(quantile, confidence)
         if not self._seen:
             raise ValueError("the loader is empty: a profile needs natural inputs")
-        length, density = (torch.cat(parts).double() for parts in zip(*self._seen, strict=True))
+        length, density = (gather(torch.cat(parts).double()) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
         values = {"most_length": length, "most_density": density}
         varying = sum(bool(v.max() > v.min()) for v in values.values())

@@ -71,7 +71,7 @@ TASKS = {
         optimizer={"optimizer": "sgd", "lr": 0.03, "weight_decay": 1e-4},
         dense_optimizer={"optimizer": "sgd", "lr": 0.03, "weight_decay": 5e-4},
         compression={
-            "sparsity": 0.989,
+            "sparsity": 0.9892,
             "bits": 4,
             "prune": (0.0, 0.4),
             "quantize": (0.5, 0.65),

@@ -147,7 +147,7 @@ def _fit(name: str, folder: Path) -> None:
     parts = {"model": model.state_dict(), "optimizer": trainer.optimizers[0].state_dict()}
     parts |= {type(callback).__name__: callback.state_dict() for callback in callbacks}
     digests = {part: _digest(state) for part, state in parts.items()}
-    files = [path for path in folder.iterdir() if path.suffix in (".effnn", ".yaml")]
+    files = [path for path in folder.iterdir() if path.suffix in (".effnn", ".yaml", ".safetensors")]
     digests |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     write_whole(folder / "end.json", lambda path: path.write_text(json.dumps(digests)))
 

@@ -30,12 +30,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_effnn._files import write_whole
 from lightning_effnn.callbacks import (
+    EnergyGuardProfile,
     FocusedCompression,
     HardwareEnergyMonitor,
     LowPrecisionSearch,
+    PDEResidualLoss,
     SpongeEvaluation,
     SpongeTraining,
 )
+from lightning_effnn.recipes.benchmarks._every_callback import plane
 
 EPOCHS, BATCHES, BATCH = 4, 12, 16
 CALLS = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "broadcast_object_list", "barrier")
@@ -51,6 +54,8 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
     "LowPrecisionSearch": lambda: LowPrecisionSearch((2, 8), (4, 8), "bits", warmup=0.0, freeze=0.6),
     "SpongeTraining": lambda: SpongeTraining(attack="pgd", steps=2, share=1.0),
     "SpongeEvaluation": lambda: SpongeEvaluation(2, attacks=("random",), limit=2),
+    "EnergyGuardProfile": lambda: EnergyGuardProfile(quantile=0.8, confidence=0.5),
+    "PDEResidualLoss": lambda: PDEResidualLoss(plane(64), "layers.5", points=8, boundary_points=8),
 }
 
 
@@ -147,7 +152,7 @@ def _fitted(callback: Any, world: int) -> L.LightningModule:
 
 
 def _choices(callback: Any) -> dict[str, torch.Tensor]:
-    """Masks and codes, or bits and scales."""
+    """Masks and codes, or bits, or limits."""
     if isinstance(callback, FocusedCompression):
         assert callback.projector is not None
         masks = {layer.site.name: layer.mask for layer in callback.projector.layers}
@@ -158,6 +163,8 @@ def _choices(callback: Any) -> dict[str, torch.Tensor]:
         assert callback.plan is not None
         bits = {**callback.plan.weights, **callback.plan.activations}
         return {name: torch.tensor(int(n)) for name, n in bits.items()}
+    if isinstance(callback, EnergyGuardProfile):
+        return {name: torch.tensor(limit, dtype=torch.float32) for name, limit in callback.state_dict().items()}
     return {}
 
 
@@ -204,8 +211,8 @@ def _counted() -> dict[str, int]:
 
     for name in CALLS:
         setattr(torch.distributed, name, counting(getattr(torch.distributed, name)))
-    inner = torch.distributed.distributed_c10d  # objects are sent as tensors, by its own broadcast
-    inner.broadcast = counting(inner.broadcast)
+    inner = torch.distributed.distributed_c10d  # objects are sent as tensors, by its own functions
+    inner.broadcast, inner.all_gather = counting(inner.broadcast), counting(inner.all_gather)
     return sent
 
 

@@ -9,9 +9,6 @@ from callback_cases import CASES
 
 from lightning_effnn.quantization import QuantizationPlan
 
-NOT_COMPARED = {"EnergyGuardProfile", "PDEResidualLoss"}
-"""Not in the benchmark yet: nothing is known of them on several processes."""
-
 OWN_BATCH = {"FocusedCompression, activations", "LowPrecisionSearch", "SpongeTraining"}
 """Look at the activations of a process's own batch, as batch norm does."""
 
@@ -91,7 +88,7 @@ def test_two_and_four_processes_end_as_one(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = json.loads(out.read_text())["rows"]
     assert {row["processes"] for row in rows} == {2, 4}
-    assert {row["callback"].partition(",")[0] for row in rows} >= {case.name for case in CASES} - NOT_COMPARED
+    assert {row["callback"].partition(",")[0] for row in rows} >= {case.name for case in CASES}
     for row in rows:
         assert row["same on all processes"], row
         if row["callback"] not in OWN_BATCH:

@@ -22,7 +22,7 @@ def test_every_fit_that_was_killed_ended_bit_identical():
     kills = result("kill_resume")["kills"]
     assert set(kills) == {*EVERY, ALL}
     assert all(len(rows) == 20 and all(row["identical"] for row in rows) for rows in kills.values())
-    assert "20 of 20 for each of the five callbacks and for all together" in CARD.read_text()
+    assert "20 of 20 for each of the seven callbacks and for all together" in CARD.read_text()
 
 
 def test_the_card_shows_what_processes_send():
