@@ -278,12 +278,18 @@ def _table(rows: Sequence[Row]) -> Table:
         groups.setdefault(key, []).append(row)
     for members in groups.values():
         task, kind, settings = (members[0][k] for k in ("task", "kind", "settings"))
-        dense = [row["accuracy"] for row in rows if row["task"] == task and row["kind"] == "dense"]
+        optimizer = TASKS[task].dense_optimizer or TASKS[task].optimizer
+        dense = [
+            row["accuracy"]
+            for row in rows
+            if row["task"] == task and row["kind"] == "dense" and row["optimizer"] == optimizer
+        ]
         accuracy = statistics.median(row["accuracy"] for row in members)
+        against = f"{100 * (accuracy - statistics.mean(dense)):+.2f} points" if dense else "-"
         ratio = statistics.median(row.get("ratio", 1.0) for row in members)
         table.add_row(
             task, kind, str(settings.get("sparsity", "-")), str(settings.get("bits", "-")), str(len(members)),
-            f"{accuracy:.2%}", f"{100 * (accuracy - statistics.mean(dense)):+.2f} points", f"{ratio:.1f}x",
+            f"{accuracy:.2%}", against, f"{ratio:.1f}x",
             f"{statistics.median(row['energy_uJ'] for row in members):,.1f}",
         )  # fmt: skip
     return table
