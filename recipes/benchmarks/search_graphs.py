@@ -119,6 +119,9 @@ class Bench:
             if not self._known("GCN-64, bits", settings):
                 self._keep("GCN-64, bits", settings, self._searched(**settings, **GCN_64))
         settings = {**shared, "cost_weight": min(self.args.cost_weight)}
+        if not self._known("GCN-64, 2 or 4 bits", settings):
+            few = GCN_64 | {"w_bits": (2, 4), "a_bits": (2, 4)}
+            self._keep("GCN-64, 2 or 4 bits", settings, self._searched(**settings, **few))
         if not self._known("LPGNAS, fp32", settings):
             self._keep("LPGNAS, fp32", settings, self._searched(**settings, w_bits=(32,), a_bits=(32,)))
         picked: dict[GraphNetConfig, Row] = {}

@@ -33,7 +33,7 @@ def test_all_networks_of_a_seed_are_measured_once(tmp_path, monkeypatch, capsys)
     rows = json.loads(out.read_text())
     assert [row["kind"] for row in rows] == [
         "GCN-16", "GCN-64", "GAT 8x8", "GCN-64 W8A8", "GCN-64 W4A8", "GCN-64 W4A4", "LPGNAS", "GCN-64, bits",
-        "LPGNAS", "GCN-64, bits", "LPGNAS, fp32", "random", "random",
+        "LPGNAS", "GCN-64, bits", "GCN-64, 2 or 4 bits", "LPGNAS, fp32", "random", "random",
     ]  # fmt: skip
     by_kind = {row["kind"]: row for row in rows}
     assert by_kind["GCN-64"]["weight_bits"] > 6 * by_kind["GCN-64 W4A4"]["weight_bits"]
@@ -41,6 +41,7 @@ def test_all_networks_of_a_seed_are_measured_once(tmp_path, monkeypatch, capsys)
     assert by_kind["GCN-64 W4A4"]["mean_bits"] == 4
     assert by_kind["LPGNAS, fp32"]["mean_bits"] == 32
     assert by_kind["GCN-64, bits"]["mean_bits"] <= 8
+    assert by_kind["GCN-64, 2 or 4 bits"]["mean_bits"] <= 4
     assert [block["width"] for block in by_kind["GCN-64, bits"]["config"]["blocks"]] == [64, 4]
     assert all(row["validation"] == max(value for value, _ in row["starts"]) for row in rows)
     assert all(0 <= row["accuracy"] <= 1 and row["energy_uJ"] > 0 for row in rows)
