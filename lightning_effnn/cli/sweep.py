@@ -124,9 +124,10 @@ def _by_ray(sweep: Sweep, at_once: int) -> list[tuple[Values, dict[str, float]]]
             param_space={key: tune.grid_search(list(values)) for key, values in sweep.grid.items()},
             run_config=tune.RunConfig(name="ray", storage_path=str(sweep.folder.resolve()), verbose=0),
         )
-        found = tuner.fit()
+        grid = tuner.fit()
     finally:
         ray.shutdown()
+    found = [grid[k] for k in range(len(grid))]
     for result in found:
         if result.error is not None:
             print(f"{result.config}: {result.error}")
