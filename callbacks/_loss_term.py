@@ -33,9 +33,8 @@ class LossTerm:
         self.pl_module, self.term = pl_module, term
         self._own = pl_module.__dict__.get(_WRAPPED)
         self._step = pl_module.training_step
-        self.__wrapped__ = inspect.unwrap(
-            self._step
-        )  # whose signature counts, and what is looked at for being overridden
+        # whose signature counts, and what is looked at for being overridden
+        self.__wrapped__ = inspect.unwrap(self._step)
         pl_module.__dict__[_WRAPPED] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

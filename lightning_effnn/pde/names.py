@@ -127,8 +127,14 @@ def laplacian(u: FieldView) -> Tensor:
     """Return the sum of second derivatives along the space coordinates (all but ``t``).
 
     It is worked out as one derivative: quicker than to add up ``u.xx``, ``u.yy`` and so on.
+
+    Raises:
+        ValueError: there is no space coordinate.
     """
-    return u._get(Laplacian(tuple(u._coordinates.index(c) for c in _space(u))))
+    space = _space(u)
+    if not space:
+        raise ValueError(f"laplacian of a field of {', '.join(u._coordinates)}: a space coordinate is needed")
+    return u._get(Laplacian(tuple(u._coordinates.index(c) for c in space)))
 
 
 def div(*fields: FieldView) -> Tensor:

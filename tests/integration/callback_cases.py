@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn import callbacks, pde
+from lightning_effnn import callbacks
 from lightning_effnn.compression import load_compressed
 from lightning_effnn.quantization import QuantizationPlan, strip_
+from lightning_effnn.recipes.benchmarks._every_callback import plane
 
 EPOCHS, BATCHES, BATCH = 4, 6, 8
 LIBRARIES = {"lightning": L, "pytorch_lightning": pl}
@@ -115,12 +116,8 @@ def _the_equation_counts(run: Run) -> None:
     assert 0 < float(run.trainer.callback_metrics["pde/residual"]) < 10
 
 
-PLANE = pde.Problem(  # for the last linear layer, whose inputs are taken for coordinates
-    pde.Box(**{f"x{k:02}": (0.0, 1.0) for k in range(32)}),
-    lambda *fields_and_c: fields_and_c[0].x00 - 1,
-    [pde.Dirichlet(0.0, on="x01=0", of="u0")],
-    fields=[f"u{k}" for k in range(10)],
-)
+PLANE = plane(32)
+"""For the last linear layer, whose inputs are taken for coordinates."""
 
 _MANUAL = {"manual optimisation": "automatic_optimization", "several optimisers": "automatic_optimization"}
 

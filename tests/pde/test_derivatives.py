@@ -172,6 +172,8 @@ def test_operators():
     assert torch.equal(torch.stack([u, v], 1).sum(1), torch.full((2,), 2.0))
     with pytest.raises(ValueError, match="x, y"):
         pde.div(u)
+    with pytest.raises(ValueError, match="space coordinate"):
+        pde.Problem(pde.Box(t=(0, 1)), lambda u, c: u.t - pde.laplacian(u))
 
 
 def test_product_rule_of_jets():
