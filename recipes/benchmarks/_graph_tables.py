@@ -45,6 +45,7 @@ def _table(title: str, kinds: dict[str, list[Row]]) -> Table:
     for name, members in kinds.items():
         accuracy = [row["accuracy"] for row in members]
         error = f"{statistics.stdev(accuracy) / len(accuracy) ** 0.5:.1%}" if len(accuracy) > 1 else "-"
+        timed = [row for row in members if "search_over_training" in row]  # a fit that was paused has no times
         sizes = []
         for key in ("weight_bits", "buffer_bits"):
             size = _mean(members, key)
@@ -53,7 +54,7 @@ def _table(title: str, kinds: dict[str, list[Row]]) -> Table:
             name, str(len(members)), f"{statistics.mean(accuracy):.1%}", error, *sizes,
             f"{_mean(members, 'peak_bits') / 8e3:.0f}", f"{_mean(members, 'mean_bits'):.1f}",
             f"{_mean(members, 'energy_uJ'):.0f}",
-            f"{_mean(members, 'search_over_training'):.1f}" if "search_over_training" in members[0] else "-",
+            f"{_mean(timed, 'search_over_training'):.1f}" if timed else "-",
         )  # fmt: skip
     return table
 
