@@ -16,7 +16,7 @@ from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
-from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.quantization import (
     Attachment,
@@ -200,7 +200,7 @@ class LowPrecisionSearch(Callback):
         if progress < 0 or self.plan is not None:
             return
         compares = step % COMPARE_EVERY == 0
-        with simulated():  # a trace of this training step doesn't count what runs beside it
+        with aside():  # a trace of this training step doesn't count what runs beside it
             if self.search is None:
                 self._begin(trainer, pl_module, batch, step)
             assert self.search is not None

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import AddsToLoss, Term
-from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.pde import Problem, Residuals, Sampler
 from lightning_effnn.pde.jacobian import NotCovered
 
@@ -104,7 +104,7 @@ class PDEResidualLoss(AddsToLoss):
 
     def _loss(self, residuals: Residuals, pl_module: Any) -> Tensor:
         # in full precision, and not part of what a trace of this step counts
-        with simulated(), torch.autocast(pl_module.device.type, enabled=False):
+        with aside(), torch.autocast(pl_module.device.type, enabled=False):
             residuals.blocks = self.sampler.draw(residuals)
             if self._weights is None:
                 with contextlib.suppress(NotCovered):  # a field of operations without rules: all count alike
@@ -113,11 +113,12 @@ class PDEResidualLoss(AddsToLoss):
             residuals.weights = self._weights
             parts = residuals.parts()
             squares = residuals.squares(parts)
+            loss = residuals.vector(parts).square().sum()
         rest = sum(square for name, square in squares.items() if name != "residual")
         for key, square in (("residual", squares["residual"]), ("boundary", rest)):
             name = f"{self.prefix}/{key}"
             pl_module.log(name, square**0.5, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-        return residuals.vector(parts).square().sum()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a fit needs to go on."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lightning_effnn.callbacks._refusals import check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder
-from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.robustness.evaluation import ATTACKS, SpongeReport, evaluate, named_attacks
 from lightning_effnn.robustness.plots import sponge_figure
@@ -97,7 +97,7 @@ class SpongeEvaluation(Callback):
             return
         # a loader's iterator and attacks draw random numbers; attacks need gradients, also in a validation
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), simulated():
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), aside():
             self.report = evaluate(
                 pl_module, self._batches(trainer), self.accelerator, self.attacks, self.eps, self.limit, self.steps,
                 self.low, self.high,

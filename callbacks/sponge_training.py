@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import AddsToLoss, Term
-from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.robustness.objectives import SIGMA
 from lightning_effnn.robustness.training import Inner, SpongePenalty, check_attack
 
@@ -79,7 +79,7 @@ class SpongeTraining(AddsToLoss):
             x = batch[0] if isinstance(batch, list | tuple) else batch
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 raise TypeError(f"a batch begins with a {type(x).__name__}: SpongeTraining needs a tensor of inputs")
-            with simulated():  # a trace of this training step doesn't count what runs beside it
+            with aside():  # a trace of this training step doesn't count what runs beside it
                 value = penalty(x, trainer.global_step)
             name = f"{self.prefix}/penalty"
             pl_module.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)

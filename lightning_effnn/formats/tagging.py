@@ -20,9 +20,11 @@ class Listener(Protocol):
 
     Attributes:
         simulated: how many :func:`simulated` blocks are open; above 0 nothing that runs is recorded.
+        aside: how many :func:`aside` blocks are open; above 0 nothing that runs needs to be looked at.
     """
 
     simulated: int
+    aside: int
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
         """Note that ``tensor`` is stored in ``number_format``."""
@@ -73,3 +75,24 @@ def simulated() -> Iterator[None]:
     finally:
         for listener in present:
             listener.simulated -= 1
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Mark operations beside the model's own run, whose results only a loss reads: a teacher, an attack.
+
+    A trace that is open does not look at them, so they take as long as without it.
+
+    Example:
+        >>> import torch
+        >>> with aside():
+        ...     penalty = torch.nn.Linear(2, 1)(torch.zeros(1, 2)).abs().mean()
+    """
+    present = list(listeners)
+    for listener in present:
+        listener.aside += 1
+    try:
+        yield
+    finally:
+        for listener in present:
+            listener.aside -= 1

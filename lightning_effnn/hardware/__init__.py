@@ -9,7 +9,7 @@
 True
 """
 
-from lightning_effnn.formats.tagging import simulated, tag
+from lightning_effnn.formats.tagging import aside, simulated, tag
 from lightning_effnn.hardware.accelerator import Accelerator, Memory, Port, Zeros, presets
 from lightning_effnn.hardware.cost import estimate, estimate_layers
 from lightning_effnn.hardware.differentiable import EnergyModel
@@ -28,6 +28,7 @@ __all__ = [
     "Trace",
     "Tracer",
     "Zeros",
+    "aside",
     "estimate",
     "estimate_layers",
     "presets",

@@ -205,6 +205,8 @@ class Tracer:
         )
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if self._mode.aside:
+            return
         with self._mode.paused():
             self._recorder.meet(module)
         if self._recorder.batch is None:
@@ -212,7 +214,8 @@ class Tracer:
                 self._recorder.see_batch(inspect_batch(args, self.batch_dim))
 
     def _leave_module(self, frame: Frame, module: nn.Module, args: Any, result: Any) -> None:
-        if result is not None and not frame.loss and not self._mode.simulated and is_leaf(module):
+        unseen = frame.loss or self._mode.simulated or self._mode.aside
+        if result is not None and not unseen and is_leaf(module):
             with self._mode.paused():
                 self._leaves.append(measure(frame.name, module, args, result, self._recorder.book))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.formats.tagging import aside
 
 Batch = tuple[Tensor, Tensor]
 
@@ -110,7 +110,7 @@ class ImageClassifier(L.LightningModule):
 
     def _divergence(self, teacher: nn.Module, scores: Tensor, inputs: Tensor) -> Tensor:
         """Of the softmax from the teacher's, times the squared temperature, which keeps gradients of one size."""
-        with torch.no_grad(), simulated():  # what the model costs is not what its teacher does
+        with torch.no_grad(), aside():  # what the model costs is not what its teacher does
             target: Tensor = teacher.to(inputs.device)(inputs)
         ours, theirs = (F.log_softmax(s.float() / self.temperature, 1) for s in (scores, target))
         divergence = F.kl_div(ours, theirs, log_target=True, reduction="batchmean")

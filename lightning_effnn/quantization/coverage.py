@@ -133,7 +133,7 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.simulated = 0
+        self.simulated = self.aside = 0
         self.operations: dict[CoveredOperation, CoveredOperation] = {}
         self._hosts = list(hosts_of(model))
         self._names = {id(m): name for name, m in model.named_modules()}
@@ -168,7 +168,7 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         schema = getattr(func, "_schema", None)
-        if schema is None:  # a higher-order operator, which is made of others
+        if self.aside or schema is None:  # the latter: a higher-order operator, which is made of others
             return result
         name = schema.name.partition("::")[2]
         if not self.simulated:

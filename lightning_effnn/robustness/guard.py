@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_effnn.formats.tagging import simulated
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.robustness.activations import Activations, as_deployed
 from lightning_effnn.robustness.sequences import samples_needed, tolerance_limit
 
@@ -135,7 +135,7 @@ class EnergyGuard(nn.Module):
         """
         with self._watched.collecting() as found:
             yield
-        with simulated():  # a trace of that run doesn't count what is worked out here
+        with aside():  # a trace of that run doesn't count what is worked out here
             self._seen.append((self._length(x), _density(found, len(x))))
 
     @torch.no_grad()

@@ -8,8 +8,9 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from lightning_effnn.formats import BF16, FP32, FixedPoint, Ternary
-from lightning_effnn.formats.tagging import simulated, tag
+from lightning_effnn.formats.tagging import aside, simulated, tag
 from lightning_effnn.hardware.trace import Tracer, trace
+from lightning_effnn.hardware.tracing.recorder import Recorder
 
 INT8 = FixedPoint(8)
 
@@ -235,6 +236,33 @@ class TestTags:
 
         first, second = trace(Quantised(), torch.randn(2, 4)).operations
         assert (first.o_format, second.i_format) == (INT8, INT8)
+
+    def test_what_runs_aside_changes_nothing(self):
+        model, teacher, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4), torch.randn(2, 4)
+
+        def run(with_teacher):
+            target = torch.randn(8, 4)
+            model.zero_grad()
+            with Tracer(model) as tracer:
+                if with_teacher:
+                    with aside(), torch.no_grad():  # other inputs, not the batch, and the model itself once more
+                        target = teacher(torch.ones(8, 4)) + model(tag(torch.zeros(8, 4), INT8))
+                loss = nn.functional.mse_loss(model(x), target[:2])
+                loss.backward()
+            return tracer.trace
+
+        alone, beside = run(False), run(True)
+        assert beside == alone
+        assert beside.traced_batch_size == 2
+
+    def test_what_runs_aside_is_not_looked_at(self, monkeypatch):
+        looked = []
+        look = Recorder.look
+        monkeypatch.setattr(Recorder, "look", lambda self, *a, **k: looked.append(1) or look(self, *a, **k))
+        monkeypatch.setattr(Recorder, "pass_on", lambda self, *a, **k: looked.append(1))
+        with Tracer(nn.Linear(4, 4)), aside():
+            nn.Linear(4, 4)(torch.ones(2, 4)).sum().backward()
+        assert not looked
 
     def test_tagging_without_a_trace_does_nothing(self):
         x = torch.ones(2)

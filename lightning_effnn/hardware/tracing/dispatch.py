@@ -58,13 +58,14 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
         self.modules = modules
-        self.simulated = 0
+        self.simulated = self.aside = 0
         self._paused = False
         self._origins: dict[int, str] = {}  # module of each autograd node, by its sequence number
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
         """Note how ``tensor`` is stored."""
-        self.recorder.tag(tensor, number_format)
+        if not self.aside:
+            self.recorder.tag(tensor, number_format)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -81,7 +82,7 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run ``func`` unchanged and record it."""
         kwargs = kwargs or {}
-        if self._paused:
+        if self._paused or self.aside:
             return func(*args, **kwargs)
         if any(hasattr(t, "__tensor_flatten__") for t in types):
             return NotImplemented  # it unwraps itself, then we see what is inside
@@ -90,7 +91,13 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func.decompose(*args, **kwargs)
         inputs = _tensors((args, kwargs))
-        watched = not (kind.free or self.simulated)
+        if self.simulated:
+            self._meet_node()
+            result = func(*args, **kwargs)
+            with suppress(Exception):
+                self.recorder.pass_on(self._call(kind, args, kwargs, inputs, _tensors(result)))
+            return result
+        watched = not kind.free
         seen = place = None
         with suppress(Exception):  # a kind of tensor that has no storage, strides or values to look at
             seen, place = self.recorder.look(inputs, count=watched), self._place(inputs)
@@ -136,18 +143,22 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             written=written,
             tainted=self.recorder.book.tainted,
             batch_size=None if batch is None else batch.size,
-            backward=torch._C._current_graph_task_id() != -1,
+            backward=_in_backward(),
         )
 
+    def _meet_node(self) -> None:
+        # autograd made this operation's node just before dispatching it: the first operation to
+        # see a sequence number is the one that the node belongs to.
+        if not _in_backward():
+            self._origins.setdefault(_get_sequence_nr() - 1, self.modules.frame.name)
+
     def _place(self, inputs: list[Tensor]) -> Place:
+        if _in_backward():
+            return Place(self._origin(inputs), -1, "backward")
+        self._meet_node()
         frame = self.modules.frame
-        if torch._C._current_graph_task_id() == -1:
-            # autograd made this operation's node just before dispatching it: the first operation to
-            # see a sequence number is the one that the node belongs to.
-            self._origins.setdefault(_get_sequence_nr() - 1, frame.name)
-            phase: Phase = "loss" if frame.loss else "forward"
-            return Place(frame.name, frame.number, phase)
-        return Place(self._origin(inputs), -1, "backward")
+        phase: Phase = "loss" if frame.loss else "forward"
+        return Place(frame.name, frame.number, phase)
 
     def _origin(self, inputs: list[Tensor]) -> str:
         node = torch._C._current_autograd_node()
@@ -187,6 +198,10 @@ def _learn(func: Any) -> _Kind:
         )
     _KINDS[func] = kind
     return kind
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _tensors(value: Any) -> list[Tensor]:

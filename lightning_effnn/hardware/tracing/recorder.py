@@ -188,15 +188,9 @@ class Recorder:
             pieces: what it consists of; empty if it costs nothing.
             place: where it ran.
         """
-        tainted = seen.tainted or (call.name in FACTORIES and self._has_batch_axis(call.outputs))
-        for record in self._records(call.written):
-            record.counts.clear()
-            record.format = None
-        for name in _UNDECLARED_WRITES:
-            statistics = self._record_of(call.get(name))
-            if statistics is not None:
-                statistics.counts.clear()
-        sums = self._batch_sums(call, pieces, seen) if place.phase == "backward" and tainted else frozenset()
+        tainted = seen.tainted or self._starts_from_batch(call)
+        self._forget(call)
+        sums = self._batch_sums(call, pieces) if tainted else frozenset()
         start = len(self.drafts)
         for piece in pieces:
             draft = self._draft(call, piece, place, seen, tainted, sums)
@@ -206,7 +200,9 @@ class Recorder:
             self._last = len(self.drafts)
             self._last_tainted = self._last if tainted else self._last_tainted
             self.drafts.append(draft)
-        self._pass_on(call, seen, tainted, sums, place.name)
+        self._inherit(call, seen.records, tainted, sums, seen.format if call.keeps_format else None)
+        for record in seen.records:
+            record.module = place.name
         if len(self.drafts) == start:
             return
         for producer in {p for p, _ in seen.sources if p is not None}:
@@ -221,6 +217,13 @@ class Recorder:
                 self.drafts[index].piece = None
                 index += 1
         self._read_weights(call, seen, pieces, tainted)
+
+    def pass_on(self, call: Call) -> None:
+        """Add a call that is none of the model's work, after it ran: only what its results depend on is noted."""
+        records = self._records(call.inputs)
+        tainted = any(r.tainted for r in records) or self._starts_from_batch(call)
+        self._forget(call)
+        self._inherit(call, records, tainted, self._batch_sums(call, ()) if tainted else frozenset(), None)
 
     def _draft(
         self, call: Call, piece: Piece, place: Place, seen: Seen, tainted: bool, sums: frozenset[int]
@@ -297,29 +300,49 @@ class Recorder:
             elements_out = scaled(elements_out, scale)
         return elements_in, elements_out
 
-    def _pass_on(self, call: Call, seen: Seen, tainted: bool, sums: frozenset[int], module: str) -> None:
-        """What the results inherit."""
-        known = {id(r) for r in seen.records}
-        parameter = None if tainted else next((r.parameter for r in seen.records if r.parameter), None)
-        producer = next((r.producer for r in seen.records if r.producer is not None), None)
+    def _starts_from_batch(self, call: Call) -> bool:
+        return call.name in FACTORIES and self._has_batch_axis(call.outputs)
+
+    def _forget(self, call: Call) -> None:
+        """What was known of values that are overwritten."""
+        for record in self._records(call.written):
+            record.counts.clear()
+            record.format = None
+        for name in _UNDECLARED_WRITES:
+            statistics = self._record_of(call.get(name))
+            if statistics is not None:
+                statistics.counts.clear()
+
+    def _inherit(
+        self,
+        call: Call,
+        read: Sequence[Record],
+        tainted: bool,
+        sums: frozenset[int],
+        number_format: NumberFormat | None,
+    ) -> None:
+        """What the results have from what was read."""
+        known = {id(r) for r in read}
+        parameter = None if tainted else next((r.parameter for r in read if r.parameter), None)
+        producer = next((r.producer for r in read if r.producer is not None), None)
         changed = {id(r) for r in self._records(call.written)}
         for tensor, record in self._pairs(call.outputs):
             if id(record) not in known:
                 record.tainted = tainted and id(tensor) not in sums
                 record.producer, record.parameter = producer, parameter
-                record.format = seen.format if call.keeps_format else None
+                record.format = number_format
             elif id(record) in changed:
                 record.tainted = record.tainted or tainted
-                record.format = seen.format if call.keeps_format else None
-        for record in seen.records:
-            record.module = module
+                record.format = number_format
 
-    def _batch_sums(self, call: Call, pieces: Sequence[Piece], seen: Seen) -> frozenset[int]:
+    def _batch_sums(self, call: Call, pieces: Sequence[Piece]) -> frozenset[int]:
         """Results of the backward pass that are summed over the batch: gradients of constants.
 
         A product says so itself; elsewhere it is told by the shape, that of a constant among the
         inputs, or by the first axis being summed over.
         """
+        if not call.backward:
+            return frozenset()
         shapes = {t.shape for t, r in self._pairs(call.inputs) if r.parameter is not None and not r.tainted}
         sums = {id(t) for t in call.outputs if t.shape in shapes}
         for piece in pieces:
