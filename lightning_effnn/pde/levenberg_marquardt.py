@@ -22,6 +22,8 @@ Jacobian = Callable[[], tuple[Tensor, Tensor]]
 
 DENSE = 4000
 """Most parameters for which the matrix is built: 128 MB in double precision."""
+LEAST_DAMPING = 1e-15
+"""As little as double precision notices."""
 
 
 class LevenbergMarquardt(Optimizer):
@@ -37,6 +39,8 @@ class LevenbergMarquardt(Optimizer):
         jacobian: for the dense method, returns the residuals ``[R]`` and their Jacobian ``[R, P]``; else that of the
             closure is taken row by row, which is dear.
         lr: factor of each step.
+
+    ``param_groups[0]["least_damping"]`` may be raised and lowered from outside, step by step: damping never falls below.
 
     Raises:
         ValueError: an argument out of range; more than one group.
@@ -68,7 +72,8 @@ class LevenbergMarquardt(Optimizer):
         if method not in ("auto", "dense", "cg"):
             raise ValueError(f"method={method!r}: use 'auto', 'dense' or 'cg'")
         super().__init__(params, {"damping": damping, "decrease": decrease, "increase": increase,
-                                  "attempts": attempts, "method": method, "cg_steps": cg_steps, "lr": lr})  # fmt: skip
+                                  "attempts": attempts, "method": method, "cg_steps": cg_steps, "lr": lr,
+                                  "least_damping": LEAST_DAMPING})  # fmt: skip
         if len(self.param_groups) != 1:
             raise ValueError("LevenbergMarquardt takes one group of parameters")
         self.jacobian = jacobian
@@ -97,7 +102,7 @@ class LevenbergMarquardt(Optimizer):
         if not math.isfinite(before):
             raise FloatingPointError("residuals are not finite: nothing to step from")
         state = self.state.setdefault(parameters[0], {})
-        damping = float(state.get("damping", group["damping"]))
+        damping = self.damping
         kept = [p.detach().clone() for p in parameters]
         loss = before
         for _ in range(group["attempts"]):
@@ -106,7 +111,7 @@ class LevenbergMarquardt(Optimizer):
                 _set(parameters, kept, group["lr"] * step)
                 loss = _half_square(closure)
                 if math.isfinite(loss) and loss < before:
-                    damping = max(damping * group["decrease"], 1e-15)
+                    damping = max(damping * group["decrease"], group["least_damping"])
                     break
                 _set(parameters, kept, None)
             damping = min(damping * group["increase"], 1e15)
@@ -114,6 +119,13 @@ class LevenbergMarquardt(Optimizer):
         state["damping"] = damping
         state["kept"] = loss < before
         return torch.tensor(loss, dtype=parameters[0].dtype)
+
+    @property
+    def damping(self) -> float:
+        """Of the next step, relative to the mean diagonal of ``J^T J``."""
+        group = self.param_groups[0]
+        state = self.state.get(self._all[0], {})
+        return float(max(state.get("damping", group["damping"]), group["least_damping"]))
 
     @property
     def moved(self) -> bool:

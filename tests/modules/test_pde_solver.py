@@ -100,6 +100,16 @@ def test_periodic_by_the_encoding():
     assert torch.allclose(ends[0], ends[1], atol=1e-12)
 
 
+def test_points_learned_by_heart_hold_steps_back():
+    few = small(field=pde.Field(hidden=(16, 16)), points=48, steps_per_epoch=10)  # more parameters than points
+    trainer(6).fit(few)
+    enough = small(points=512)
+    trainer(6).fit(enough)
+    held, free = (s._lm.param_groups[0]["least_damping"] for s in (few, enough))
+    assert held > 1e-9
+    assert free == 1e-15
+
+
 def test_unknown_coefficient_and_system():
     problem = pde.Problem(
         pde.Box(t=(0, 3)), lambda x, v, c: (x.t - v, v.t + c.k * x),

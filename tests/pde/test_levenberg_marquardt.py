@@ -73,15 +73,30 @@ def test_singular_equations_are_damped():
     assert float(loss) < 1e-12
 
 
+def test_damping_falls_with_each_step_that_is_kept_but_not_below_its_least():
+    optimizer, _, closure, _ = line("dense")
+    optimizer.step(closure)
+    assert optimizer.damping == pytest.approx(2e-4)
+    optimizer.param_groups[0]["least_damping"] = 0.5
+    assert optimizer.damping == 0.5
+    optimizer.step(closure)
+    assert optimizer.damping == 0.5
+    optimizer.param_groups[0]["least_damping"] = 1e-15
+    optimizer.step(closure)
+    assert optimizer.damping == pytest.approx(0.1)
+
+
 def test_state_goes_into_a_state_dict_and_back():
     optimizer, x, closure, _ = line("dense")
     optimizer.step(closure)
+    optimizer.param_groups[0]["least_damping"] = 1e-2
     again, y, other, _ = line("dense")
     y.data.copy_(x.data)
     again.load_state_dict(optimizer.state_dict())
     optimizer.step(closure)
     again.step(other)
     assert torch.equal(x, y)
+    assert again.damping == optimizer.damping == 1e-2
 
 
 @pytest.mark.parametrize("options", [{"damping": 0}, {"decrease": 1.5}, {"increase": 1}, {"attempts": 0},
