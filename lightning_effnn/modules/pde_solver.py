@@ -32,8 +32,8 @@ OPTIMIZERS = ("lm", "adam", "lbfgs", "adam+lbfgs")
 BETTER = 0.9
 """A loss counts as lower when it is at most this share of the lowest before."""
 GAP = 10.0
-"""Times the loss at the points of an epoch from which on that at fixed points says that the former were learned by heart;
-1 to 7 on smooth problems and a shock, 100 and more where derivatives are infinite at a corner."""
+"""Times the loss at the points of an epoch, from which on a loss at fixed points says that the former were learned by
+heart: 1 to 7 on smooth problems and a shock, 100 and more where derivatives are infinite at a corner."""
 
 
 class PDESolver(L.LightningModule):

@@ -40,7 +40,7 @@ class LevenbergMarquardt(Optimizer):
             closure is taken row by row, which is dear.
         lr: factor of each step.
 
-    ``param_groups[0]["least_damping"]`` may be raised and lowered from outside, step by step: damping never falls below.
+    Damping never falls below ``param_groups[0]["least_damping"]``, which may be raised and lowered between steps.
 
     Raises:
         ValueError: an argument out of range; more than one group.
