@@ -34,6 +34,8 @@ BETTER = 0.9
 GAP = 10.0
 """Times the loss at the points of an epoch, from which on a loss at fixed points says that the former were learned by
 heart: 1 to 7 on smooth problems and a shock, 100 and more where derivatives are infinite at a corner."""
+MOST_HELD = 1e-4
+"""Least damping is raised up to here; more was no better at a corner."""
 
 
 class PDESolver(L.LightningModule):
@@ -258,7 +260,7 @@ class PDESolver(L.LightningModule):
         """Damp steps that fit a draw of points and tear the field apart between them."""
         group = self._lm.param_groups[0]
         least = 10 * self._lm.damping if gap > GAP else group["least_damping"] / 10
-        group["least_damping"] = min(max(least, LEAST_DAMPING), 1.0)
+        group["least_damping"] = min(max(least, LEAST_DAMPING), MOST_HELD)
 
     def _judge(self, total: float) -> None:
         if self._best is None or total < self._best[0]:

@@ -6,6 +6,8 @@ On a box, a field with given values on some faces (and a given beginning, or a g
 
 where :math:`G` interpolates the given values between the faces (transfinite interpolation: a Boolean sum over the
 axes), and :math:`D` is zero on them. Neither depends on the network: both are evaluated once for each set of points.
+What is given has to be as smooth as the equation asks for: a kink would stay in :math:`u` for ever, however the network
+bends.
 
 Source: Lagaris et al. (1998), "Artificial Neural Networks for Solving Ordinary and Partial Differential Equations";
 Gordon and Hall (1973) for the interpolation.
@@ -26,9 +28,12 @@ from lightning_effnn.pde.geometry import Box
 from lightning_effnn.pde.indices import Indices
 from lightning_effnn.pde.names import Coordinates
 from lightning_effnn.pde.problem import Problem
+from lightning_effnn.pde.smoothness import find_jump
 
 _SAME = 1e-6
 """Difference, relative to the values, up to which conditions agree where they meet."""
+_LINES = 4
+"""Along which a given function is looked at, for each axis."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class BuiltIn:
         left: the others, which have to be learned.
 
     Warns:
-        UserWarning: conditions that contradict each other where two faces meet; those are left to be learned.
+        UserWarning: conditions that contradict each other where two faces meet, or whose values jump or have a kink;
+            those are left to be learned.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -73,15 +79,40 @@ class BuiltIn:
         initial = [c for c in problem.initial_conditions() if c.split(problem.fields)[0] == field]
         found = [(order_in_time(c, problem.fields, names), c) for c in initial]
         orders = {order: c for order, c in found if order is not None}
-        if 0 in orders and len(initial) == len(orders):
+        if 0 in orders and len(initial) == len(orders) and all(self._smooth(c, [(time, False)]) for c in initial):
             for order, beginning in sorted(orders.items(), key=lambda item: item[0]):
                 out.append(([_Given(time, False, beginning, slope=order == 1)], beginning))
         for condition in problem.conditions:
             if isinstance(condition, Dirichlet) and condition.split(problem.fields) == (field, ""):
                 faces = condition.faces(self.domain)
-                if faces is not None:
+                if faces is not None and self._smooth(condition, faces):
                     out.append(([_Given(axis, upper, condition) for axis, upper in faces], condition))
         return out
+
+    def _smooth(self, condition: Dirichlet | Initial, faces: Sequence[tuple[int, bool]]) -> bool:
+        """Whether what is given has the derivatives along the faces that the equation asks for; warn if not."""
+        if not callable(condition.value):
+            return True
+        domain, asked = self.domain, self.problem.terms[0].indices
+        unit = torch.rand(_LINES, len(domain.names), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        low, high = unit.new_tensor(domain.low), unit.new_tensor(domain.high)
+        for face, upper in faces:
+            across = self._on(_Given(face, upper, condition), low + unit * (high - low))
+            for axis in set(range(len(domain.names))) - {face}:
+                start = across.clone()
+                start[:, axis] = low[axis]
+                jump = find_jump(
+                    lambda x: self._value_of(condition, x), start, axis, domain.high[axis], asked.highest(axis)
+                )
+                if jump is not None:
+                    what = "value" if not jump.order else f"derivative of order {jump.order} by {domain.names[axis]}"
+                    warnings.warn(
+                        f"{type(condition).__name__}: its {what} jumps near {domain.names[axis]}={jump.at:.3g}: it is "
+                        "learned, not built in",
+                        stacklevel=5,
+                    )
+                    return False
+        return True
 
     def _consistent(self, candidates: list[tuple[list[_Given], Condition]]) -> list[tuple[_Given, Condition]]:
         """Leave out what is given twice, or contradicts something that was taken before, where they meet."""
@@ -119,7 +150,10 @@ class BuiltIn:
         return torch.stack(columns, 1)
 
     def _value(self, given: _Given, points: Tensor) -> Tensor:
-        return evaluate(given.condition.value, Coordinates(self.problem.columns(points)), points)
+        return self._value_of(given.condition, points)
+
+    def _value_of(self, condition: Dirichlet | Initial, points: Tensor) -> Tensor:
+        return evaluate(condition.value, Coordinates(self.problem.columns(points)), points)
 
     def _axes(self, field: int) -> list[list[_Given]]:
         """Group by axis; time comes first, so that a slope meets nothing before it."""

@@ -73,6 +73,11 @@ class Indices:
         """Highest total order."""
         return max(2 if self.laplacians else 0, *map(sum, self.members))
 
+    def highest(self, axis: int) -> int:
+        """Highest order along one axis."""
+        summed = (2 for laplacian in self.laplacians if axis in laplacian.axes)
+        return max(*(index[axis] for index in self.members), *summed, 0)
+
     @cached_property
     def position(self) -> dict[Derivative, int]:
         """Where each derivative stands."""
