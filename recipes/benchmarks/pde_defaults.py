@@ -1,4 +1,4 @@
-"""Sixteen equations of many kinds, each by the solver's defaults: error against the known solution, and seconds.
+"""Twenty-four equations of many kinds, each by the solver's defaults: error against the known solution, and seconds.
 
     effnn run benchmarks/pde_defaults
     effnn run benchmarks/pde_defaults --only oscillator --only plate
