@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_effnn._autograd import quick_apply
 from lightning_effnn.formats._carrier import carried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lightning_effnn.formats.base import NumberFormat
 
 
@@ -46,5 +45,5 @@ class _StraightThrough(torch.autograd.Function):
         return gradient if inside is None else torch.where(inside, gradient, 0.0), None
 
 
-straight_through = cast("Callable[[Tensor, NumberFormat], Tensor]", _StraightThrough.apply)
+straight_through = quick_apply(_StraightThrough)
 """Levels of a tensor in a format, with the gradient described above."""

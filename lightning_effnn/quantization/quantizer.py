@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn._autograd import quick_apply
 from lightning_effnn.formats import FP32, NumberFormat
 from lightning_effnn.formats.tagging import listeners, simulated, tag
 from lightning_effnn.quantization.clipping import (
@@ -240,7 +240,7 @@ class _ScaledGradient(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
-_scale_gradient = cast("Callable[[Tensor, float], Tensor]", _ScaledGradient.apply)
+_scale_gradient = quick_apply(_ScaledGradient)
 
 
 def _least_error(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_effnn._autograd import quick_apply
 from lightning_effnn.formats import Binary, FixedPoint, NumberFormat
 from lightning_effnn.formats.tagging import simulated
 
@@ -31,6 +32,7 @@ class Grid(NamedTuple):
         return Binary(scale) if self.binary else FixedPoint(self.bits, scale=scale, signed=self.low < 0)
 
 
+@functools.cache
 def grid_of(bits: int, signed: bool) -> Grid:
     """Return the levels of ``bits``: one signed bit is -1 and 1, everything else fixed point.
 
@@ -56,7 +58,7 @@ class _Rounding(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         """Return the levels of ``x`` in its dtype; ``scale`` is float32 and broadcasts to it."""
-        integers = _integers(_ratio(x, scale), grid).float().add_(0.0)  # turns -0.0 into the one zero there is
+        integers = _integers_(_ratio(x, scale), grid).float().add_(0.0)  # turns -0.0 into the one zero there is
         return integers.mul_(scale).to(x.dtype)
 
     @staticmethod
@@ -80,7 +82,7 @@ class _Rounding(torch.autograd.Function):
                 to_x = passed.to(x.dtype)
             if ctx.needs_input_grad[1]:
                 ratio = ratio.clamp(grid.low - 1, grid.high + 1)  # infinities would cancel to NaN below
-                integers = _integers(ratio, grid)
+                integers = _integers_(ratio.clone(), grid)
                 if grid.binary:
                     slope = integers.mul_(wide)
                 else:  # inside the range less the ratio, outside it the level alone
@@ -89,7 +91,7 @@ class _Rounding(torch.autograd.Function):
         return to_x, to_scale, None
 
 
-round_to_levels = cast("Callable[[Tensor, Tensor, Grid], Tensor]", _Rounding.apply)
+round_to_levels = quick_apply(_Rounding)
 """``round_to_levels(x, scale, grid)``: levels of ``x``, with the gradients described above."""
 
 
@@ -99,11 +101,11 @@ def _ratio(x: Tensor, scale: Tensor) -> Tensor:
     return wide * (1.0 / scale.to(wide.dtype))
 
 
-def _integers(ratio: Tensor, grid: Grid) -> Tensor:
-    """The nearest levels before scaling, as a new tensor; NaN stays."""
+def _integers_(ratio: Tensor, grid: Grid) -> Tensor:
+    """The nearest levels before scaling, in place of ``ratio``; NaN stays."""
     if grid.binary:
         return torch.where(ratio.isnan(), ratio, torch.where(ratio >= 0, 1.0, -1.0))
-    return ratio.clamp(grid.low, grid.high).round_()
+    return ratio.clamp_(grid.low, grid.high).round_()
 
 
 def _open_range(grid: Grid) -> tuple[float, float]:
