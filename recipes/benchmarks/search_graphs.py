@@ -1,6 +1,7 @@
 """Search graph networks with their bits, against networks by hand, uniform bits, and random search; several seeds.
 
     EFFNN_DATA=/path/to/data effnn run benchmarks/search_graphs --graph cora --split public --seeds 5
+    effnn run benchmarks/search_graphs --graph citeseer --split public --seeds 5 --kinds "GAT 8x8" "GCN-64, bits"
     effnn run benchmarks/search_graphs --seeds 0 --out results.json --plot fronts.png
 
 Every network is trained twice in the same way (Adam, the weights of the best validation), and the one with the better
@@ -47,6 +48,8 @@ from lightning_effnn.search.graph.costs import graph_extents
 
 Row = dict[str, Any]
 GRAPHS = ("cora", "citeseer", "cora_ml", "amazon_computers")
+KINDS = ("GCN-16", "GCN-64", "GAT 8x8", "GCN-64 W8A8", "GCN-64 W4A8", "GCN-64 W4A4", "LPGNAS", "GCN-64, bits",
+         "GCN-64, 2 or 4 bits", "LPGNAS, fp32", "random")  # fmt: skip
 GCN_64: dict[str, Any] = {
     "hidden_channels": (64,), "attention": ("gcn",), "aggregation": ("sum",), "activation": ("relu",),
     "skip": ("none",), "w_bits": (2, 4, 6, 8), "a_bits": (2, 4, 6, 8),
@@ -67,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=300, help="of a search")
     parser.add_argument("--train-epochs", type=int, default=400, help="of a training, at most")
     parser.add_argument("--cost", choices=("bits", "bops", "energy"), default="bits")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[], metavar="KIND",
+                        help=f"only these: {', '.join(map(repr, KINDS))}")  # fmt: skip
     parser.add_argument("--cost-weight", type=float, nargs="+", default=[0.03, 0.1, 0.3])
     parser.add_argument("--out", type=Path, default=Path("runs/search_graphs.json"))
     parser.add_argument("--plot", type=Path, help="draw size against accuracy, one panel a graph")
@@ -109,25 +114,25 @@ class Bench:
         for w_bits, a_bits in ((8, 8), (4, 8), (4, 4)):
             hand[f"GCN-64 W{w_bits}A{a_bits}"] = GraphNetConfig.gcn(*self.size, 64, w_bits, a_bits)
         for kind, config in hand.items():
-            if not self._known(kind, {}):
+            if not self._done(kind, {}):
                 self._keep(kind, {}, self._trained(config))
         shared = {"epochs": self.args.epochs, "cost": self.args.cost}
         for weight in self.args.cost_weight:
             settings = {**shared, "cost_weight": weight}
-            if not self._known("LPGNAS", settings):
+            if not self._done("LPGNAS", settings):
                 self._keep("LPGNAS", settings, self._searched(**settings))
-            if not self._known("GCN-64, bits", settings):
+            if not self._done("GCN-64, bits", settings):
                 self._keep("GCN-64, bits", settings, self._searched(**settings, **GCN_64))
         settings = {**shared, "cost_weight": min(self.args.cost_weight)}
-        if not self._known("GCN-64, 2 or 4 bits", settings):
+        if not self._done("GCN-64, 2 or 4 bits", settings):
             few = GCN_64 | {"w_bits": (2, 4), "a_bits": (2, 4)}
             self._keep("GCN-64, 2 or 4 bits", settings, self._searched(**settings, **few))
-        if not self._known("LPGNAS, fp32", settings):
+        if not self._done("LPGNAS, fp32", settings):
             self._keep("LPGNAS, fp32", settings, self._searched(**settings, w_bits=(32,), a_bits=(32,)))
         picked: dict[GraphNetConfig, Row] = {}
         for weight in self.args.cost_weight:
             settings = {**shared, "cost_weight": weight, "tries": self._count}
-            if not self._known("random", settings):
+            if not self._done("random", settings):
                 config = min(self._tries, key=lambda known: known[1] + weight * known[2])[0]
                 if config not in picked:
                     picked[config] = self._trained(config)
@@ -204,7 +209,10 @@ class Bench:
         right = model(self.graph.x, self.graph.edge_index).argmax(1) == self.graph.y
         return float(right[self.graph[mask]].float().mean())
 
-    def _known(self, kind: str, settings: Row) -> bool:
+    def _done(self, kind: str, settings: Row) -> bool:
+        """Whether a row is in the file already, or of a kind that isn't asked for."""
+        if self.args.kinds and kind not in self.args.kinds:
+            return True
         key = {**self.key, "kind": kind, "train_epochs": self.args.train_epochs, "settings": settings}
         return any(all(row.get(k) == v for k, v in key.items()) for row in _read(self.args.out))
 

@@ -51,6 +51,19 @@ def test_all_networks_of_a_seed_are_measured_once(tmp_path, monkeypatch, capsys)
     assert "dominated area" in capsys.readouterr().out
 
 
+def test_only_the_kinds_that_are_asked_for_are_run(tmp_path, monkeypatch):
+    pytest.importorskip("torch_geometric")
+    monkeypatch.setattr(
+        search_graphs, "GraphDataModule", lambda name, split, seed: SyntheticGraphDataModule(num_nodes=80, seed=seed)
+    )
+    out = tmp_path / "out.json"
+    arguments = ["--seeds", "2", "--epochs", "4", "--train-epochs", "2", "--cost-weight", "0.1", "--out", str(out)]
+    assert search_graphs.main([*arguments, "--kinds", "GCN-16", "GCN-64, bits"]) == 0
+    assert [row["kind"] for row in json.loads(out.read_text())] == 2 * ["GCN-16", "GCN-64, bits"]
+    with pytest.raises(SystemExit):
+        search_graphs.main([*arguments, "--kinds", "GCN-17"])
+
+
 def test_missing_data_is_named(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch_geometric")
     monkeypatch.delenv("EFFNN_DATA", raising=False)
