@@ -71,7 +71,6 @@ def ours(name: str, variant: str, seed: int, limit: float) -> Curve:
         problem, field, "adam" if adam else "lm", adaptive=0.0 if variant == "uniform" else 2.0,
         steps_per_epoch=100 if adam else 10, patience=0, seed=seed,
     )  # fmt: skip
-    solver.on_train_epoch_end = lambda: None  # type: ignore[method-assign]  # errors are measured here
     trainer = L.Trainer(
         max_epochs=100_000, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[Watch()],
