@@ -187,9 +187,13 @@ def _focused_inputs(bench: Bench) -> list[Row]:
     return _focused_rows(bench, "FocusedCompression, 8-bit inputs", 8)
 
 
-def _focused_rows(bench: Bench, method: str, activations: int | None) -> list[Row]:
+def _focused_denser(bench: Bench) -> list[Row]:
+    return _focused_rows(bench, "FocusedCompression, 50 % zeros", None, sparsity=0.5)
+
+
+def _focused_rows(bench: Bench, method: str, activations: int | None, **changes: float) -> list[Row]:
     """Of one fit, with biases and norms in fp32 and in fp16."""
-    settings, module = bench.task.compression, bench.module(bench.from_start())
+    settings, module = bench.task.compression | changes, bench.module(bench.from_start())
     bench.fit(module, FocusedCompression(**settings, activations=activations))
     rows = []
     files: tuple[tuple[Literal["fp32", "fp16"], str], ...] = (("fp32", method), ("fp16", f"{method}, fp16 biases"))
@@ -246,8 +250,9 @@ METHODS: dict[str, Callable[[Bench], list[Row]]] = {
     "pruned": _pruned,
     "focused": _focused,
     "focused_inputs": _focused_inputs,
+    "focused_denser": _focused_denser,
 }
-OURS = ("pruned", "focused", "focused_inputs")
+OURS = ("pruned", "focused", "focused_inputs", "focused_denser")
 
 
 def _arguments(task: Task, name: str) -> Row:
