@@ -75,7 +75,7 @@ def find_jump(function: Callable[[Tensor], Tensor], start: Tensor, axis: int, hi
                 at, finer = cells(line, float(at[worst]), float(at[worst + 1]), _FINER)
                 pair = finer[k : k + 2]
             left = _unexplained(at, pair)
-            if left.max() > _LEAST * derivatives[k][derivatives[k].isfinite()].abs().max():
+            if left.max() > _LEAST * derivatives[k].nan_to_num(0.0, 0.0, 0.0).abs().max():
                 return Jump(k, axis, float(at[int(left.argmax())]))
     return None
 

@@ -52,6 +52,15 @@ def test_a_function_that_autograd_does_not_see_through_is_told_from_a_smooth_one
     assert find_jump(lambda x: torch.sin(x[:, 0].detach()), LINES, 0, 2.0, 2).order == 0
 
 
+def test_where_a_function_has_no_values_nothing_is_said():
+    """Lines run through the box around a shape, on whose corners a function may not be defined."""
+    assert find_jump(lambda x: (x[:, 0] - 3).sqrt(), LINES, 0, 2.0, 2) is None
+    disc = pde.Disc(1.0).over(t=(0, 1))
+    beginning = pde.Initial(lambda c: (1.01 - c.x**2 - c.y**2).sqrt())
+    problem = pde.Problem(disc, lambda u, c: u.t - pde.laplacian(u), [beginning])
+    assert BuiltIn(problem).left == []
+
+
 def heat(*conditions):
     return pde.Problem(pde.Box(x=(-1, 1), t=(0, 1)), lambda u, c: u.t - 0.1 * u.xx, conditions)
 
