@@ -98,7 +98,7 @@ round_to_levels = quick_apply(_Rounding)
 def _ratio(x: Tensor, scale: Tensor) -> Tensor:
     """``x`` in units of the scale, in float32 (float64 for float64)."""
     wide = x if x.dtype == torch.float64 else x.float()
-    return wide * (1.0 / scale.to(wide.dtype))
+    return wide * scale.to(wide.dtype).reciprocal()
 
 
 def _integers_(ratio: Tensor, grid: Grid) -> Tensor:

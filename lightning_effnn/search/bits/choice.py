@@ -56,7 +56,9 @@ class BitChoice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` in the levels of the active option."""
         option = self.option
-        option.training = self.training and (self.observing or not option.ready())
+        learns = self.training and (self.observing or not option.ready())
+        if option.training != learns:  # to set an attribute of a module takes long
+            option.training = learns
         if self.mark is None:
             levels: Tensor = option(x)
             return levels
