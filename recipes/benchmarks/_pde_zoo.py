@@ -352,7 +352,7 @@ def call_option() -> pde.Problem:
     def u(c: C) -> Tensor:
         spread = volatility * c.t.sqrt()
         upper = (torch.log(c.x) + (rate + volatility**2 / 2) * c.t) / spread
-        normal = torch.special.ndtr
+        normal: Callable[[Tensor], Tensor] = torch.special.ndtr
         return c.x * normal(upper) - exp(-rate * c.t) * normal(upper - spread)
 
     return pde.Problem(
