@@ -30,7 +30,8 @@ def sponge_text_genetic(
 ) -> list[str]:
     """Raise any measured cost of a string: the best are kept, halves of two of them joined, characters drawn anew.
 
-    Strings that were measured already aren't measured again. Interrupted by Ctrl-C it returns the best so far.
+    A child that was measured before makes room for a random string, so a search in a small space doesn't get stuck where
+    all parents are alike. Interrupted by Ctrl-C it returns the best so far.
 
     Args:
         energy_of: from a list of N strings to N numbers, called once a generation.
@@ -70,7 +71,8 @@ def sponge_text_genetic(
     def child(best: list[str]) -> str:
         left, right = chance.choice(best), chance.choice(best)
         joined = left[: length // 2] + right[length // 2 :]
-        return "".join(chance.choice(alphabet) if chance.random() < mutation else c for c in joined)
+        text = "".join(chance.choice(alphabet) if chance.random() < mutation else c for c in joined)
+        return _drawn(chance, alphabet, length) if text in seen else text  # what is known teaches nothing
 
     seen: dict[str, float] = {}
     ranking: list[str] = []
