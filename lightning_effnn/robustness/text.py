@@ -30,8 +30,8 @@ def sponge_text_genetic(
 ) -> list[str]:
     """Raise any measured cost of a string: the best are kept, halves of two of them joined, characters drawn anew.
 
-    A child that was measured before makes room for a random string, so a search in a small space doesn't get stuck where
-    all parents are alike. Interrupted by Ctrl-C it returns the best so far.
+    A child that was measured before makes room for a random string: where all parents are alike, the search would be
+    stuck. Interrupted by Ctrl-C it returns the best so far.
 
     Args:
         energy_of: from a list of N strings to N numbers, called once a generation.
