@@ -206,7 +206,8 @@ class LPGNAS(L.LightningModule):
             self._settle()
             return
         probabilities = {name: p.detach().requires_grad_() for name, p in self._probabilities().items()}
-        objective = self.surrogate.expected(probabilities) + self.hparams["cost_weight"] * self._cost(probabilities)
+        errors = self.surrogate.expected(probabilities) + self.space.unseen(probabilities)
+        objective = errors + self.hparams["cost_weight"] * self._cost(probabilities)
         gradients = torch.autograd.grad(objective, list(probabilities.values()), allow_unused=True)
         # Mirror descent: logits move by what an option does, not by how probable it is, nor all equally far as with
         # Adam, which decides what makes no difference too.

@@ -11,7 +11,8 @@ from torch_geometric.data import Data
 
 from lightning_effnn.data import GraphDataModule, SyntheticGraphDataModule
 from lightning_effnn.modules import LPGNAS, NodeClassifier
-from lightning_effnn.search.graph import GraphNet, GraphNetConfig, graph_sizes
+from lightning_effnn.search import Controller
+from lightning_effnn.search.graph import GraphNet, GraphNetConfig, GraphSpace, graph_sizes
 
 SPACE = {
     "hidden_channels": (4, 8), "attention": ("none", "gcn", "gat"), "aggregation": ("sum", "mean"),
@@ -264,6 +265,20 @@ def test_logged_numbers(tmp_path):
     assert 0 < logged["search/entropy"] < 1
     assert 0 <= logged["search/cost"] <= 1
     assert 2 <= logged["search/bits_w"] <= 32
+
+
+def test_few_bits_cost_errors_that_shared_weights_do_not_show():
+    space = GraphSpace(16, 3, hidden_channels=(8,), w_bits=(2, 4, 32), a_bits=(2, 32))
+    controller = Controller(space.options)
+    found = {}
+    for name in ("blocks.0.linear_w", "blocks.0.linear_a", "input_a"):
+        for number, bits in enumerate(space.options[name]):
+            chosen = {choice: options[-1] for choice, options in space.options.items()}
+            chosen[name] = space.options[name][number]
+            found[name, bits] = float(space.unseen(controller.gates_of(chosen)))
+    assert found["blocks.0.linear_w", 2] == found["blocks.0.linear_a", 2] == pytest.approx(0.01)
+    assert found["blocks.0.linear_w", 4] == pytest.approx(0.01 / 16)
+    assert found["blocks.0.linear_w", 32] == found["input_a", 2] == pytest.approx(0)
 
 
 @pytest.mark.slow

@@ -120,6 +120,24 @@ class GraphSpace:
                 found[name][row] = torch.tensor(values)
         return found
 
+    def unseen(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """Return the expected error rate that few bits cost, and that sampled networks don't show: a scalar.
+
+        Weights that are shared by all bits have learnt to bear the fewest; a network trained with more makes use of
+        them. Two bits for the first weights of a graph convolution cost 0.011 on CiteSeer, four 0.004, and in the
+        search nothing. Here two bits cost 0.01, and each bit more a quarter of that; those of the features, whose
+        rounding cost nothing there, are free.
+
+        Args:
+            probabilities: for each choice a vector over its options.
+        """
+        total = torch.zeros(())
+        for name, options in self.quantization.items():
+            if name != "input_a" and len(options) > 1:
+                errors = torch.tensor([0.16 * 4.0**-bits for bits in options], device=probabilities[name].device)
+                total = total.to(errors.device) + (errors * probabilities[name]).sum()
+        return total
+
     @property
     def first(self) -> dict[str, Any]:
         """The first option of every choice."""
