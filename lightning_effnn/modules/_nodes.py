@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_effnn.formats.tagging import aside
 
 
 def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -51,6 +54,49 @@ def node_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 def node_accuracy(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Return the share of the nodes in ``mask`` whose class has the highest score."""
     return (scores[mask].argmax(1) == labels[mask]).float().mean()
+
+
+class Teacher:
+    """A trained network whose scores of all nodes are learned beside the labels; its weights are nobody's to train.
+
+    Args:
+        net: from features and edges to scores.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net.eval().requires_grad_(False)
+        self._of: weakref.ref[Tensor] | None = None
+        self._version = -1
+        self._scores = torch.empty(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The network; its scores can be found again."""
+        return {"net": self.net}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew."""
+        Teacher.__init__(self, state["net"])
+
+    def divergence(self, scores: Tensor, batch: Any) -> Tensor:
+        """Return the mean, over nodes, of the divergence of the softmax of ``scores`` from the teacher's.
+
+        Args:
+            scores: ``[N, num_classes]``.
+            batch: a graph.
+
+        Raises:
+            ValueError: the teacher's scores have another shape.
+        """
+        x: Tensor = batch.x
+        if self._of is None or self._of() is not x or self._version != x._version:  # a whole graph stays the same
+            with torch.no_grad(), aside():  # what the model costs is not what its teacher does
+                self._scores = self.net.to(x.device)(x, batch.edge_index).float().log_softmax(1)
+            self._of, self._version = weakref.ref(x), x._version
+        if self._scores.shape != scores.shape:
+            raise ValueError(
+                f"the teacher's scores have the shape {tuple(self._scores.shape)}: {tuple(scores.shape)} is needed"
+            )
+        return F.kl_div(scores.log_softmax(1), self._scores, log_target=True, reduction="batchmean")
 
 
 def step_seed(*numbers: int) -> int:

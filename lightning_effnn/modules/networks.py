@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_effnn.modules._weights import load_weights_
+from lightning_effnn._weights import load_weights_
 
 
 class SmallCNN(nn.Module):

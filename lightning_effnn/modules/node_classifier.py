@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_effnn._files import write_whole
-from lightning_effnn.modules._nodes import node_accuracy, node_loss, node_mask, parameter_groups
-from lightning_effnn.modules._weights import load_weights_
+from lightning_effnn.modules._nodes import Teacher, node_accuracy, node_loss, node_mask, parameter_groups
 
 
 class NodeClassifier(L.LightningModule):
@@ -25,20 +24,23 @@ class NodeClassifier(L.LightningModule):
     on to the end and the last weights stay, as a callback needs that changes the weights for good. Logs
     ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``.
 
+    With a ``teacher`` the divergence of the softmax from the teacher's, over all nodes, joins the loss. Where labels
+    are few, networks of few bits lose least this way.
+
     Args:
         net: from features ``[N, C]`` and edges ``[2, E]`` to scores ``[N, num_classes]``.
         lr: learning rate.
         weight_decay: of matrices.
         patience: epochs without a better validation after which training ends; None for never.
-        weights: of the net, to start from: a safetensors file that another fit exported.
+        teacher: a trained network, called as ``net``; it stays as it is, and is no part of the model's state.
         export: path of the safetensors file of the net's weights, written at the end of the fit; None writes none.
 
     Raises:
-        ValueError: a learning rate that is not positive, a patience below 1, or weights of other names or shapes; in
-            training, a graph without training nodes.
-        FileNotFoundError: there is no such file of weights.
+        ValueError: a learning rate that is not positive, or a patience below 1; in training, a graph without training
+            nodes, or a teacher whose scores have another shape.
 
-    Source: optimiser and numbers are those of Kipf and Welling (2017), arXiv 1609.02907, section 5.2.
+    Source: optimiser and numbers are those of Kipf and Welling (2017), arXiv 1609.02907, section 5.2; teaching: Hinton,
+    Vinyals and Dean (2015), arXiv 1503.02531, section 2, at temperature 1.
 
     >>> from lightning_effnn.search.graph import GraphNet, GraphNetConfig
     >>> NodeClassifier(GraphNet(GraphNetConfig.gcn(32, 4))).patience
@@ -51,7 +53,7 @@ class NodeClassifier(L.LightningModule):
         lr: float = 0.01,
         weight_decay: float = 5e-4,
         patience: int | None = 100,
-        weights: str | Path | None = None,
+        teacher: nn.Module | None = None,
         export: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -59,11 +61,9 @@ class NodeClassifier(L.LightningModule):
             raise ValueError(f"lr is {lr}: use a positive learning rate")
         if patience is not None and patience < 1:
             raise ValueError(f"patience is {patience}: use a whole number of at least 1")
-        # what a checkpoint is loaded with has its own weights
-        self.save_hyperparameters(ignore=["net", "weights"])
-        if weights is not None:
-            load_weights_(net, weights)
+        self.save_hyperparameters(ignore=["net", "teacher"])
         self.net = net
+        self.teacher = None if teacher is None else Teacher(teacher)
         self.lr = lr
         self.weight_decay = weight_decay
         self.patience = patience
@@ -84,7 +84,10 @@ class NodeClassifier(L.LightningModule):
             if self.trainer.num_training_batches == 1:
                 raise ValueError("train_mask of the graph is empty: at least one training node is needed")
             return None
-        loss = node_loss(self(batch.x, batch.edge_index), batch.y, mask)
+        scores = self(batch.x, batch.edge_index)
+        loss = node_loss(scores, batch.y, mask)
+        if self.teacher is not None:
+            loss = loss + self.teacher.divergence(scores, batch)
         self.log("train/loss", loss, batch_size=int(mask.sum()), prog_bar=True)
         return loss
 

@@ -15,9 +15,14 @@ Row = dict[str, Any]
 HAND_MADE = ("GCN-16", "GCN-64", "GAT 8x8")
 
 
+def _kind(row: Row) -> str:
+    kind: str = row["kind"]
+    return f"{kind}, taught" if "teacher" in row["settings"] else kind
+
+
 def _name(row: Row) -> str:
     weight = row["settings"].get("cost_weight")
-    return row["kind"] if weight is None else f"{row['kind']} {weight:g}"
+    return _kind(row) if weight is None else f"{_kind(row)} {weight:g}"
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
@@ -63,7 +68,7 @@ def width_tables(rows: Sequence[Row]) -> list[Table]:
     """For each graph, how often each place of a searched network got how many bits."""
     tables = []
     for (graph, split), kinds in _groups(rows).items():
-        found = [row["config"] for name in kinds for row in kinds[name] if row["kind"] == "LPGNAS"]
+        found = [row["config"] for name in kinds for row in kinds[name] if _kind(row) == "LPGNAS"]
         places: dict[str, list[int]] = {}
         for config in found:
             places.setdefault("input_a", []).append(config["input_a"])
@@ -86,7 +91,7 @@ def width_tables(rows: Sequence[Row]) -> list[Table]:
 def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """For each graph and kind the mean (kB, accuracy) of each setting."""
     return {
-        f"{graph}, {split} split": _points({n: [(_mean(m, "weight_bits") / 8e3, _mean(m, "accuracy"), m[0]["kind"])]
+        f"{graph}, {split} split": _points({n: [(_mean(m, "weight_bits") / 8e3, _mean(m, "accuracy"), _kind(m[0]))]
                                             for n, m in kinds.items()})
         for (graph, split), kinds in _groups(rows).items()
     }  # fmt: skip
@@ -106,25 +111,30 @@ def areas(rows: Sequence[Row]) -> list[str]:
     for (graph, split), kinds in _groups(rows).items():
         members = [row for name in kinds for row in kinds[name]]
         corner = _corner(members)
-        found_areas: dict[str, dict[int, float]] = {"LPGNAS": {}, "random": {}}
-        for kind, found in found_areas.items():
-            for seed in {row["seed"] for row in members if row["kind"] == kind}:
-                own = [row for row in members if row["kind"] == kind and row["seed"] == seed]
-                found[seed] = dominated_area([(row["weight_bits"], row["accuracy"]) for row in own], corner)
-        both = sorted(found_areas["LPGNAS"].keys() & found_areas["random"].keys())
-        if both:
-            search, random = (
-                statistics.mean(found_areas[kind][seed] for seed in both) for kind in ("LPGNAS", "random")
-            )
-            wins = sum(found_areas["LPGNAS"][seed] > found_areas["random"][seed] for seed in both)
-            lines.append(
-                f"{graph} {split}: dominated area {search:.3f}, of random search {random:.3f};"
-                f" larger in {wins} of {len(both)} seeds"
-            )
+        for taught in ("", ", taught"):
+            lines += _areas(f"{graph} {split}{taught}", members, corner, (f"LPGNAS{taught}", f"random{taught}"))
     return lines
+
+
+def _areas(title: str, rows: Sequence[Row], corner: tuple[float, float], kinds: tuple[str, str]) -> list[str]:
+    """One line for two kinds, none where no seed has both."""
+    found: list[dict[int, float]] = []
+    for kind in kinds:
+        own = [row for row in rows if _kind(row) == kind]
+        points = {seed: [(row["weight_bits"], row["accuracy"]) for row in own if row["seed"] == seed]
+                  for seed in {row["seed"] for row in own}}  # fmt: skip
+        found.append({seed: dominated_area(members, corner) for seed, members in points.items()})
+    both = sorted(found[0].keys() & found[1].keys())
+    if not both:
+        return []
+    search, random = (statistics.mean(areas[seed] for seed in both) for areas in found)
+    wins = sum(found[0][seed] > found[1][seed] for seed in both)
+    return [
+        f"{title}: dominated area {search:.3f}, of random search {random:.3f}; larger in {wins} of {len(both)} seeds"
+    ]
 
 
 def _corner(rows: Sequence[Row]) -> tuple[float, float]:
     """Where areas are measured from: the largest network by hand, at twenty points below the best."""
-    hand = [row for row in rows if row["kind"] in HAND_MADE]
+    hand = [row for row in rows if _kind(row) in HAND_MADE]
     return max(row["weight_bits"] for row in hand), max(row["accuracy"] for row in hand) - 0.2

@@ -1,15 +1,16 @@
 """Search graph networks with their bits, against networks by hand, uniform bits, and random search; several seeds.
 
     EFFNN_DATA=/path/to/data effnn run benchmarks/search_graphs --graph cora --split public --seeds 5
-    effnn run benchmarks/search_graphs --graph citeseer --split public --seeds 5 --kinds "GAT 8x8" "GCN-64, bits"
+    effnn run benchmarks/search_graphs --graph citeseer --split public --seeds 5 --kinds "GAT 8x8" LPGNAS --taught
     effnn run benchmarks/search_graphs --seeds 0 --out results.json --plot fronts.png
 
 Every network is trained twice in the same way (Adam, the weights of the best validation), and the one with the better
 validation counts: from two random starts, or for a searched network from one and from the weights of the search. A
 search gives one network for each ``--cost-weight``; so does a search for the bits of GCN-64 alone. Random search trains
 as many steps as all searches of whole networks, on networks drawn evenly, and picks one for each weight by the same
-error and cost. Sizes are of weights with biases, and of activations as a sum and as the peak; mean bits are over
-tensors. Results are kept in ``--out`` as they come; what is there is not run again.
+error and cost. With ``--taught`` all are trained once more, with the scores of GCN-64 in fp32 to learn from beside the
+labels; searches are the same. Sizes are of weights with biases, and of activations as a sum and as the peak; mean bits
+are over tensors. Results are kept in ``--out`` as they come; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[], metavar="KIND",
                         help=f"only these: {', '.join(map(repr, KINDS))}")  # fmt: skip
     parser.add_argument("--cost-weight", type=float, nargs="+", default=[0.03, 0.1, 0.3])
+    parser.add_argument("--taught", action="store_true", help="train all taught by GCN-64 in fp32 too")
     parser.add_argument("--out", type=Path, default=Path("runs/search_graphs.json"))
     parser.add_argument("--plot", type=Path, help="draw size against accuracy, one panel a graph")
     args = parser.parse_args(argv)
@@ -114,37 +116,57 @@ class Bench:
         for w_bits, a_bits in ((8, 8), (4, 8), (4, 4)):
             hand[f"GCN-64 W{w_bits}A{a_bits}"] = GraphNetConfig.gcn(*self.size, 64, w_bits, a_bits)
         for kind, config in hand.items():
-            if not self._done(kind, {}):
-                self._keep(kind, {}, self._trained(config))
+            self._rows(kind, {}, partial(self._trained, config))
         shared = {"epochs": self.args.epochs, "cost": self.args.cost}
         for weight in self.args.cost_weight:
             settings = {**shared, "cost_weight": weight}
-            if not self._done("LPGNAS", settings):
-                self._keep("LPGNAS", settings, self._searched(**settings))
-            if not self._done("GCN-64, bits", settings):
-                self._keep("GCN-64, bits", settings, self._searched(**settings, **GCN_64))
+            self._rows("LPGNAS", settings, self._search(**settings))
+            self._rows("GCN-64, bits", settings, self._search(**settings, **GCN_64))
         settings = {**shared, "cost_weight": min(self.args.cost_weight)}
-        if not self._done("GCN-64, 2 or 4 bits", settings):
-            few = GCN_64 | {"w_bits": (2, 4), "a_bits": (2, 4)}
-            self._keep("GCN-64, 2 or 4 bits", settings, self._searched(**settings, **few))
-        if not self._done("LPGNAS, fp32", settings):
-            self._keep("LPGNAS, fp32", settings, self._searched(**settings, w_bits=(32,), a_bits=(32,)))
-        picked: dict[GraphNetConfig, Row] = {}
+        few = GCN_64 | {"w_bits": (2, 4), "a_bits": (2, 4)}
+        self._rows("GCN-64, 2 or 4 bits", settings, self._search(**settings, **few))
+        self._rows("LPGNAS, fp32", settings, self._search(**settings, w_bits=(32,), a_bits=(32,)))
+        train = cache(self._trained)  # one network may be the best for several weights
         for weight in self.args.cost_weight:
             settings = {**shared, "cost_weight": weight, "tries": self._count}
-            if not self._done("random", settings):
-                config = min(self._tries, key=lambda known: known[1] + weight * known[2])[0]
-                if config not in picked:
-                    picked[config] = self._trained(config)
-                self._keep("random", settings, picked[config])
+            self._rows("random", settings, partial(self._best_of_tries, train, weight))
 
-    def _searched(self, epochs: int, cost: Any, cost_weight: float, **options: Any) -> Row:
-        search = LPGNAS(*self.size, cost=cost, cost_weight=cost_weight, seed=self.seed, **options)
-        start = time.perf_counter()
-        self._trainer(epochs, check_val_every_n_epoch=epochs).fit(search, self.data)
-        seconds = time.perf_counter() - start
-        row = self._trained(search.derive().config, search.derive((self.graph.x, self.graph.edge_index)))
-        return {**row, "search_seconds": seconds, "search_over_training": seconds / epochs / row["epoch_seconds"]}
+    def _rows(self, kind: str, settings: Row, train: Callable[[GraphNet | None], Row]) -> None:
+        """Add what is missing: the row of a network that is trained alone, and of the same one taught."""
+        if not self._done(kind, settings):
+            self._keep(kind, settings, train(None))
+        taught = {**settings, "teacher": "GCN-64"}
+        if self.args.taught and not self._done(kind, taught):
+            self._keep(kind, taught, train(self._teacher))
+
+    def _search(self, epochs: int, cost: Any, cost_weight: float, **options: Any) -> Callable[[GraphNet | None], Row]:
+        """What trains the network that a search finds; the search runs once, when it is needed."""
+
+        @cache
+        def found() -> tuple[LPGNAS, float]:
+            search = LPGNAS(*self.size, cost=cost, cost_weight=cost_weight, seed=self.seed, **options)
+            start = time.perf_counter()
+            self._trainer(epochs, check_val_every_n_epoch=epochs).fit(search, self.data)
+            return search, time.perf_counter() - start
+
+        def train(teacher: GraphNet | None) -> Row:
+            search, seconds = found()
+            start = search.derive((self.graph.x, self.graph.edge_index))
+            row = self._trained(start.config, teacher, start)
+            return {**row, "search_seconds": seconds, "search_over_training": seconds / epochs / row["epoch_seconds"]}
+
+        return train
+
+    def _best_of_tries(self, train: Callable[..., Row], weight: float, teacher: GraphNet | None) -> Row:
+        return train(min(self._tries, key=lambda known: known[1] + weight * known[2])[0], teacher)
+
+    @cached_property
+    def _teacher(self) -> GraphNet:
+        """GCN-64 in fp32, the better of two."""
+        fits = [self._fit(None, GraphNetConfig.gcn(*self.size, 64), start)[0] for start in range(2)]
+        best = max(fits, key=lambda model: self._accuracy(model, "val_mask"))
+        assert isinstance(best.net, GraphNet)
+        return best.net
 
     @property
     def _count(self) -> int:
@@ -167,8 +189,8 @@ class Bench:
             found.append((space.config(chosen), error, float(cost(controller.gates_of(chosen)))))
         return found
 
-    def _trained(self, config: GraphNetConfig, start: GraphNet | None = None) -> Row:
-        fits = [self._fit(None if number else start, config, number) for number in range(2)]
+    def _trained(self, config: GraphNetConfig, teacher: GraphNet | None, start: GraphNet | None = None) -> Row:
+        fits = [self._fit(None if number else start, config, number, teacher=teacher) for number in range(2)]
         starts = [self._accuracy(model, "val_mask") for model, _ in fits]
         model, _ = fits[starts.index(max(starts))]
         sizes = graph_sizes(config, *graph_extents(self.graph.x, self.graph.edge_index))
@@ -188,11 +210,16 @@ class Bench:
         }
 
     def _fit(
-        self, net: GraphNet | None, config: GraphNetConfig, start: int = 0, epochs: int = 0
+        self,
+        net: GraphNet | None,
+        config: GraphNetConfig,
+        start: int = 0,
+        epochs: int = 0,
+        teacher: GraphNet | None = None,
     ) -> tuple[NodeClassifier, float]:
         """Train; the network, and seconds an epoch."""
         L.seed_everything(1000 * start + self.seed, verbose=False)
-        model = NodeClassifier(net or GraphNet(config))
+        model = NodeClassifier(net or GraphNet(config), teacher=teacher)
         trainer, begin = self._trainer(epochs or self.args.train_epochs), time.perf_counter()
         trainer.fit(model, self.data)
         return model.eval(), (time.perf_counter() - begin) / max(1, trainer.current_epoch)

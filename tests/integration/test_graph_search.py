@@ -39,13 +39,12 @@ def test_search_retrain_compress(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["lpgnas_cora", "graph_gcn"])
-def test_recipes_for_cora_run(tmp_path, monkeypatch, data_folder, recipe):
+def test_a_network_searched_on_cora_is_taught_by_one_by_hand(tmp_path, monkeypatch, data_folder):
     monkeypatch.chdir(tmp_path)
-    assert main(["run", f"search/{recipe}", *QUIET, "--trainer.max_epochs=4"]) == 0
-    if recipe == "lpgnas_cora":
-        net = GraphNet(tmp_path / "runs/lpgnas_cora/net.yaml")
-        assert (net.config.in_channels, net.config.num_classes) == (1433, 7)
+    for recipe in ("graph_gcn", "lpgnas_cora", "graph_taught"):
+        assert main(["run", f"search/{recipe}", *QUIET, "--trainer.max_epochs=10"]) == 0
+    net = GraphNet("runs/lpgnas_cora/net.yaml", weights="runs/graph_taught/net.safetensors")
+    assert (net.config.in_channels, net.config.num_classes) == (1433, 7)
 
 
 def test_a_network_that_was_not_searched_yet_is_named(tmp_path, monkeypatch, capsys):

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import lightning as L
 import pytest
 import torch
@@ -111,7 +114,7 @@ def test_exported_weights_are_those_of_the_net_and_start_another_fit(tmp_path):
     path, graph = tmp_path / "deep" / "net.safetensors", data()
     model = classifier(export=path)
     trainer(tmp_path, 10).fit(model, graph)
-    again = NodeClassifier(GraphNet(CONFIG), weights=path)
+    again = NodeClassifier(GraphNet(CONFIG, weights=path))
     for name, value in model.net.state_dict().items():
         assert torch.equal(value, again.net.state_dict()[name]), name
     model.eval(), again.eval()
@@ -121,9 +124,9 @@ def test_exported_weights_are_those_of_the_net_and_start_another_fit(tmp_path):
 def test_weights_that_do_not_fit_are_named(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="do not fit GraphNet"):
-        classifier(weights=tmp_path / "a.safetensors")
+        GraphNet(CONFIG, weights=tmp_path / "a.safetensors")
     with pytest.raises(FileNotFoundError, match="safetensors"):
-        classifier(weights=tmp_path / "b.safetensors")
+        GraphNet.from_config(CONFIG, tmp_path / "b.safetensors")
 
 
 def test_mini_batches_without_training_nodes_are_passed_over_a_graph_without_is_refused(tmp_path):
@@ -154,3 +157,48 @@ def test_without_validation_nodes_the_last_weights_stay(tmp_path):
 def test_bad_arguments_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         classifier(**options)
+
+
+class Opinion(torch.nn.Module):
+    """Says class 2 of every node, and counts how often it is asked."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([0.0] * (classes - 1) + [4.0]))
+        self.asked = 0
+
+    def forward(self, x, edge_index):
+        self.asked += 1
+        return self.scores.expand(len(x), -1)
+
+
+def test_what_a_teacher_says_of_nodes_without_labels_is_learned(tmp_path):
+    graph, teacher = data(), Opinion()
+    graph.setup()
+    graph.graph.train_mask[:] = False
+    graph.graph.train_mask[:3] = True  # of which labels say nothing about the others
+    shares = []
+    for options in ({}, {"teacher": teacher}):
+        model = classifier(patience=None, **options)
+        trainer(tmp_path, 60, limit_val_batches=0).fit(model, graph)
+        assert not any("teacher" in name for name in model.state_dict())
+        with torch.no_grad():
+            scores = model.eval()(graph.graph.x, graph.graph.edge_index)
+        shares.append((scores[3:].argmax(1) == 2).float().mean().item())
+    assert shares[1] > 0.9 > shares[0]
+    assert teacher.asked == 1  # the graph stayed the same
+    assert teacher.scores.tolist() == [0.0, 0.0, 4.0]
+    assert not teacher.scores.requires_grad
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"teacher's scores have the shape \(120, 4\): \(120, 3\) is needed"):
+        trainer(tmp_path, 1).fit(classifier(teacher=Opinion(4)), data())
+
+
+def test_a_taught_model_can_be_copied_and_pickled(tmp_path):
+    model = classifier(teacher=Opinion())
+    trainer(tmp_path, 1).fit(model, data())
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        trainer(tmp_path, 1).fit(again, data())
+        assert again.teacher.net.scores.tolist() == [0.0, 0.0, 4.0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_effnn._weights import load_weights_
 from lightning_effnn.quantization import TensorQuantizer
 from lightning_effnn.search.graph._geometric import require_geometric
 from lightning_effnn.search.graph.block import GraphBlock
@@ -24,10 +25,12 @@ class GraphNet(nn.Module):
 
     Args:
         config: every choice; also a mapping, or the path of a YAML file.
+        weights: safetensors file to load, a path or a name in the folder that the variable ``EFFNN_DATA`` names.
 
     Raises:
+        FileNotFoundError: there is no such file of weights.
         ImportError: without torch-geometric; the message names the extra.
-        ValueError: a configuration that is none.
+        ValueError: a configuration that is none, or weights of other names or shapes.
 
     Source: the blocks are those of Zhao et al. (2020), arXiv 2009.09232, as far as its abstract says.
 
@@ -37,7 +40,9 @@ class GraphNet(nn.Module):
     torch.Size([4, 3])
     """
 
-    def __init__(self, config: GraphNetConfig | Mapping[str, Any] | str | Path) -> None:
+    def __init__(
+        self, config: GraphNetConfig | Mapping[str, Any] | str | Path, weights: str | Path | None = None
+    ) -> None:
         super().__init__()
         require_geometric()
         if isinstance(config, str | Path):
@@ -51,15 +56,19 @@ class GraphNet(nn.Module):
             GraphBlock.from_config(block, in_channels, config.dropout)
             for block, in_channels in zip(config.blocks, config.in_widths, strict=True)
         )
+        if weights is not None:
+            load_weights_(self, weights)
 
     @classmethod
-    def from_config(cls, config: GraphNetConfig | Mapping[str, Any] | str | Path) -> GraphNet:
+    def from_config(
+        cls, config: GraphNetConfig | Mapping[str, Any] | str | Path, weights: str | Path | None = None
+    ) -> GraphNet:
         """Build the network that a configuration describes.
 
         Args:
-            config: as for the class.
+            config, weights: as for the class.
         """
-        return cls(config)
+        return cls(config, weights)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Return scores [N, num_classes], float32 whatever the autocast.
