@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_effnn._remembered import Remembered
 from lightning_effnn.formats.tagging import aside
 
 
@@ -65,17 +65,7 @@ class Teacher:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.eval().requires_grad_(False)
-        self._of: weakref.ref[Tensor] | None = None
-        self._version = -1
-        self._scores = torch.empty(0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The network; its scores can be found again."""
-        return {"net": self.net}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin anew."""
-        Teacher.__init__(self, state["net"])
+        self._says: Remembered[Tensor] = Remembered()
 
     def divergence(self, scores: Tensor, batch: Any) -> Tensor:
         """Return the mean, over nodes, of the divergence of the softmax of ``scores`` from the teacher's.
@@ -87,16 +77,18 @@ class Teacher:
         Raises:
             ValueError: the teacher's scores have another shape.
         """
-        x: Tensor = batch.x
-        if self._of is None or self._of() is not x or self._version != x._version:  # a whole graph stays the same
-            with torch.no_grad(), aside():  # what the model costs is not what its teacher does
-                self._scores = self.net.to(x.device)(x, batch.edge_index).float().log_softmax(1)
-            self._of, self._version = weakref.ref(x), x._version
-        if self._scores.shape != scores.shape:
+        target = self._says.of(batch.x, lambda: self._scores(batch.x, batch.edge_index))
+        if target.shape != scores.shape:
             raise ValueError(
-                f"the teacher's scores have the shape {tuple(self._scores.shape)}: {tuple(scores.shape)} is needed"
+                f"the teacher's scores have the shape {tuple(target.shape)}: {tuple(scores.shape)} is needed"
             )
-        return F.kl_div(scores.log_softmax(1), self._scores, log_target=True, reduction="batchmean")
+        return F.kl_div(scores.log_softmax(1), target, log_target=True, reduction="batchmean")
+
+    @torch.no_grad()
+    def _scores(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        with aside():  # what the model costs is not what its teacher does
+            scores: Tensor = self.net.to(x.device)(x, edge_index)
+        return scores.float().log_softmax(1)
 
 
 def step_seed(*numbers: int) -> int:

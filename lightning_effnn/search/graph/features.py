@@ -7,13 +7,12 @@ ten times as long as the rest of a small graph network.
 from __future__ import annotations
 
 import warnings
-import weakref
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_effnn._remembered import Remembered
 from lightning_effnn.formats.tagging import listeners
 
 _SPARSE = 0.05
@@ -24,17 +23,7 @@ class SparseFeatures:
     """Where the non-zeros of the features are; found once for a tensor that stays the same."""
 
     def __init__(self) -> None:
-        self._of: weakref.ref[Tensor] | None = None
-        self._version = -1
-        self._found: Tensor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: what was found can be found again."""
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin anew."""
-        SparseFeatures.__init__(self)
+        self._found: Remembered[Tensor | None] = Remembered()
 
     def quantized(self, x: Tensor, quantizer: nn.Module) -> Tensor:
         """Return ``quantizer(x)``, as sparse CSR where that is faster.
@@ -55,11 +44,12 @@ class SparseFeatures:
     def _rows(self, x: Tensor) -> Tensor | None:
         if x.device.type != "cpu" or x.requires_grad or listeners or x.dtype != torch.float32:
             return None
-        if self._of is None or self._of() is not x or self._version != x._version:
-            self._of, self._version = weakref.ref(x), x._version
-            few = int(torch.count_nonzero(x)) <= _SPARSE * x.numel()
-            self._found = _to_rows(x) if few else None
-        return self._found
+        return self._found.of(x, lambda: _to_rows(x) if int(torch.count_nonzero(x)) <= _SPARSE * x.numel() else None)
+
+
+def sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return a sparse CSR matrix of entries that are known to be in order."""
+    return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
@@ -83,4 +73,4 @@ def _to_rows(x: Tensor) -> Tensor:
 
 
 def _with_values(rows: Tensor, values: Tensor) -> Tensor:
-    return torch.sparse_csr_tensor(rows.crow_indices(), rows.col_indices(), values, rows.shape, check_invariants=False)
+    return sparse_rows(rows.crow_indices(), rows.col_indices(), values, (rows.shape[0], rows.shape[1]))

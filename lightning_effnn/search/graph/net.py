@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_effnn._remembered import Remembered
 from lightning_effnn._weights import load_weights_
+from lightning_effnn.formats.tagging import listeners
 from lightning_effnn.quantization import TensorQuantizer
 from lightning_effnn.search.graph._geometric import require_geometric
 from lightning_effnn.search.graph.block import GraphBlock
@@ -51,6 +53,7 @@ class GraphNet(nn.Module):
             config = GraphNetConfig.from_dict(config)
         self.config = config
         self.features = SparseFeatures()
+        self.graphs: Remembered[Graph] = Remembered()
         self.input_quantizer = input_quantizer(config.input_a)
         self.blocks = nn.ModuleList(
             GraphBlock.from_config(block, in_channels, config.dropout)
@@ -89,11 +92,18 @@ def run_blocks(net: Any, in_channels: int, x: Tensor, edge_index: Tensor) -> Ten
         raise ValueError(f"x has the shape {tuple(x.shape)}: [nodes, {in_channels}] is needed")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index has the shape {tuple(edge_index.shape)}: [2, edges] is needed")
-    graph = Graph.of(edge_index, len(x))
+    graph = _graph(net.graphs, edge_index, len(x))
     x = net.features.quantized(x, net.input_quantizer)
     for block in net.blocks:
         x = block(x, graph)
     return x.float()
+
+
+def _graph(known: Remembered[Graph], edge_index: Tensor, nodes: int) -> Graph:
+    if listeners:  # a trace sees how the loops are added
+        return Graph.of(edge_index, nodes)
+    graph = known.of(edge_index, lambda: Graph.of(edge_index, nodes))
+    return graph if graph.nodes == nodes else Graph.of(edge_index, nodes)
 
 
 def input_quantizer(bits: int) -> nn.Module:

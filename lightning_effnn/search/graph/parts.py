@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lightning_effnn.search.graph._geometric import scatter, softmax, with_self_loops
 from lightning_effnn.search.graph.features import product
+from lightning_effnn.search.graph.sums import NeighbourSums
 
 _NEGATIVE_SLOPE = 0.2
 """Of the leaky rectifier in graph attention: Velickovic et al. (2018), arXiv 1710.10903, section 2.1."""
@@ -26,12 +27,13 @@ class Graph(NamedTuple):
     source: Tensor
     target: Tensor
     nodes: int
+    sums: NeighbourSums
 
     @classmethod
     def of(cls, edge_index: Tensor, nodes: int) -> Graph:
         """From edges [2, E], whatever loops they have."""
         source, target = with_self_loops(edge_index, nodes)
-        return cls(source, target, nodes)
+        return cls(source, target, nodes, NeighbourSums(source, target, nodes))
 
 
 class Linear(nn.Module):
@@ -153,6 +155,8 @@ class Aggregation(nn.Module):
 
     def forward(self, h: Tensor, coefficients: Tensor | None, graph: Graph) -> Tensor:
         """Return [N, channels]."""
+        if self.kind != "max" and graph.sums.can(h, coefficients):
+            return graph.sums.sum(h, coefficients) if self.kind == "sum" else graph.sums.mean(h, coefficients)
         messages = h[graph.source]
         if coefficients is not None:
             heads = coefficients.shape[1]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn._remembered import Remembered
 from lightning_effnn.quantization import TensorQuantizer
 from lightning_effnn.search.graph import block as blocks
 from lightning_effnn.search.graph._geometric import require_geometric
@@ -15,7 +16,7 @@ from lightning_effnn.search.graph.block import BlockParts, GraphBlock, Quantizer
 from lightning_effnn.search.graph.config import FULL
 from lightning_effnn.search.graph.features import SparseFeatures
 from lightning_effnn.search.graph.net import GraphNet, run_blocks
-from lightning_effnn.search.graph.parts import Aggregation, LearnedAttention
+from lightning_effnn.search.graph.parts import Aggregation, Graph, LearnedAttention
 from lightning_effnn.search.graph.space import GraphSpace
 
 
@@ -148,6 +149,7 @@ class SuperGraphNet(nn.Module):
         require_geometric()
         self.space = space
         self.features = SparseFeatures()
+        self.graphs: Remembered[Graph] = Remembered()
         self.input_quantizer = OneOf("input_a", {bits: _quantizer(bits, signed=None) for bits in space.a_bits})
         in_widths = [space.in_channels, *[max(space.hidden_channels)] * (space.num_layers - 1)]
         self.blocks = nn.ModuleList(_super_block(space, number, width) for number, width in enumerate(in_widths))

@@ -1,0 +1,53 @@
+"""What was worked out for a tensor, kept as long as the tensor stays the same."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+Found = TypeVar("Found")
+
+
+class Remembered(Generic[Found]):
+    """The last thing that was worked out, for whole graphs are the same tensors each epoch.
+
+    Copies and pickles carry nothing: it can be worked out again.
+
+    >>> import torch
+    >>> sums, x = Remembered(), torch.ones(3)
+    >>> sums.of(x, lambda: float(x.sum())), sums.of(x, lambda: "not called")
+    (3.0, 3.0)
+    >>> _ = x.add_(1)
+    >>> sums.of(x, lambda: float(x.sum()))
+    6.0
+    """
+
+    def __init__(self) -> None:
+        self._tensor: weakref.ref[Tensor] | None = None
+        self._version = -1
+        self._found: Found | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew."""
+        Remembered.__init__(self)
+
+    def of(self, x: Tensor, find: Callable[[], Found]) -> Found:
+        """Return what ``find`` gave for ``x``; calls it where ``x`` is another tensor than last time, or has changed.
+
+        It runs without gradients.
+        """
+        if x.is_inference():  # nobody knows whether it has changed
+            return find()
+        if self._tensor is None or self._tensor() is not x or self._version != x._version:
+            with torch.inference_mode(False), torch.no_grad():  # what is found in a validation serves in training
+                self._found = find()
+            self._tensor, self._version = weakref.ref(x), x._version
+        return self._found  # type: ignore[return-value]

@@ -1,0 +1,85 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+pytest.importorskip("torch_geometric")
+
+from lightning_effnn import hardware
+from lightning_effnn.search.graph import GraphNet, GraphNetConfig
+from lightning_effnn.search.graph.parts import Aggregation, Graph
+from lightning_effnn.search.graph.sums import NeighbourSums
+
+NODES = 30
+GENERATOR = torch.Generator().manual_seed(0)
+GRAPHS = {
+    "random": torch.randint(0, 20, (2, 120), generator=GENERATOR),  # nodes from 20 on are alone
+    "twice the same edge": torch.tensor([[0, 0, 1], [1, 1, 0]]),
+    "no edges": torch.empty(2, 0, dtype=torch.long),
+    "loops": torch.tensor([[0, 1, 2], [0, 1, 1]]),
+}
+
+
+def messages(monkeypatch):
+    monkeypatch.setattr(NeighbourSums, "can", lambda *_: False)
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean"])
+@pytest.mark.parametrize("edges", GRAPHS.values(), ids=GRAPHS)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, weighted, monkeypatch):
+    graph = Graph.of(edges, NODES)
+    coefficients = torch.rand(len(graph.source), 1, dtype=torch.float64) if weighted else None
+    h = torch.randn(NODES, 5, dtype=torch.float64, requires_grad=True)
+    part, weights = Aggregation(kind), torch.randn(NODES, 5, dtype=torch.float64)
+    assert graph.sums.can(h, coefficients)
+
+    def both():
+        result = part(h, coefficients, graph)
+        (gradient,) = torch.autograd.grad((weights * result).square().sum(), h, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), h)
+        return result, gradient, second
+
+    fast = both()
+    messages(monkeypatch)
+    for one, other in zip(fast, both(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("config", [GraphNetConfig.gcn(6, 3, 8), GraphNetConfig.gcn(6, 3, 8, 4, 8)], ids=["32", "4"])
+def test_a_network_is_the_same_either_way_and_in_a_trace(config, monkeypatch):
+    net, x, edges = GraphNet(config).eval(), torch.rand(NODES, 6), GRAPHS["random"]
+    fast = net(x, edges)
+    traces = [hardware.trace(net, x, edge_index=edges)]
+    messages(monkeypatch)
+    torch.testing.assert_close(fast, net(x, edges), rtol=1e-4, atol=1e-5)
+    traces.append(hardware.trace(net, x, edge_index=edges))
+    assert len({hardware.estimate(trace, "eyeriss_like").energy_uJ for trace in traces}) == 1
+
+
+def test_learned_coefficients_heads_and_half_precision_go_by_messages():
+    sums = Graph.of(GRAPHS["random"], NODES).sums
+    edges = len(sums.source)
+    h = torch.randn(NODES, 4)
+    assert not sums.can(h, torch.rand(edges, 1, requires_grad=True))
+    assert not sums.can(h, torch.rand(edges, 2))
+    assert not sums.can(h.bfloat16(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not sums.can(h, None)
+
+
+def test_what_is_known_of_a_graph_is_dropped_when_it_changes_and_in_copies():
+    net, x = GraphNet(GraphNetConfig.gcn(6, 3, 8)).eval(), torch.rand(NODES, 6)
+    edges = GRAPHS["random"].clone()
+    with torch.inference_mode():  # a sanity check comes first
+        first = net(x, edges)
+    net.train()(x, edges).sum().backward()
+    net.eval()
+    edges[1, :60] = 25
+    changed = net(x, edges)
+    assert not torch.allclose(first, changed)
+    fewer = net(x[:26], edges)  # the same edges among fewer nodes
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(again(x, edges), changed)
+        assert torch.equal(again(x[:26], edges), fewer)
