@@ -155,7 +155,7 @@ class Aggregation(nn.Module):
 
     def forward(self, h: Tensor, coefficients: Tensor | None, graph: Graph) -> Tensor:
         """Return [N, channels]."""
-        if self.kind != "max" and graph.sums.can(h, coefficients):
+        if self.kind != "max" and graph.sums.can(h):
             return graph.sums.sum(h, coefficients) if self.kind == "sum" else graph.sums.mean(h, coefficients)
         messages = h[graph.source]
         if coefficients is not None:

@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("torch_geometric")
 
 from lightning_effnn import hardware
-from lightning_effnn.search.graph import GraphNet, GraphNetConfig
+from lightning_effnn.search.graph import GraphNet, GraphNetConfig, sums
 from lightning_effnn.search.graph.parts import Aggregation, Graph
 from lightning_effnn.search.graph.sums import NeighbourSums
 
@@ -27,19 +27,22 @@ def messages(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["sum", "mean"])
 @pytest.mark.parametrize("edges", GRAPHS.values(), ids=GRAPHS)
-@pytest.mark.parametrize("weighted", [True, False])
-def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, weighted, monkeypatch):
+@pytest.mark.parametrize("heads", [0, 1, 2])
+def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, heads, monkeypatch):
+    monkeypatch.setattr(sums, "_AT_ONCE", 50)
     graph = Graph.of(edges, NODES)
-    coefficients = torch.rand(len(graph.source), 1, dtype=torch.float64) if weighted else None
-    h = torch.randn(NODES, 5, dtype=torch.float64, requires_grad=True)
-    part, weights = Aggregation(kind), torch.randn(NODES, 5, dtype=torch.float64)
-    assert graph.sums.can(h, coefficients)
+    h = torch.randn(NODES, 6, dtype=torch.float64, requires_grad=True)
+    shape = len(graph.source), heads
+    coefficients = torch.rand(shape, dtype=torch.float64, requires_grad=True) if heads else None
+    part, weights = Aggregation(kind), torch.randn(NODES, 6, dtype=torch.float64)
+    inputs = (h, coefficients) if heads else (h,)
+    assert graph.sums.can(h)
 
     def both():
         result = part(h, coefficients, graph)
-        (gradient,) = torch.autograd.grad((weights * result).square().sum(), h, create_graph=True)
-        (second,) = torch.autograd.grad(gradient.square().sum(), h)
-        return result, gradient, second
+        first = torch.autograd.grad((weights * result).square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs)
+        return result, *first, *second
 
     fast = both()
     messages(monkeypatch)
@@ -47,7 +50,11 @@ def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, weig
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("config", [GraphNetConfig.gcn(6, 3, 8), GraphNetConfig.gcn(6, 3, 8, 4, 8)], ids=["32", "4"])
+@pytest.mark.parametrize(
+    "config",
+    [GraphNetConfig.gcn(6, 3, 8), GraphNetConfig.gcn(6, 3, 8, 4, 8), GraphNetConfig.gat(6, 3)],
+    ids=["32", "4", "gat"],
+)
 def test_a_network_is_the_same_either_way_and_in_a_trace(config, monkeypatch):
     net, x, edges = GraphNet(config).eval(), torch.rand(NODES, 6), GRAPHS["random"]
     fast = net(x, edges)
@@ -58,15 +65,12 @@ def test_a_network_is_the_same_either_way_and_in_a_trace(config, monkeypatch):
     assert len({hardware.estimate(trace, "eyeriss_like").energy_uJ for trace in traces}) == 1
 
 
-def test_learned_coefficients_heads_and_half_precision_go_by_messages():
-    sums = Graph.of(GRAPHS["random"], NODES).sums
-    edges = len(sums.source)
-    h = torch.randn(NODES, 4)
-    assert not sums.can(h, torch.rand(edges, 1, requires_grad=True))
-    assert not sums.can(h, torch.rand(edges, 2))
-    assert not sums.can(h.bfloat16(), None)
+def test_half_precision_goes_by_messages():
+    sums, h = Graph.of(GRAPHS["random"], NODES).sums, torch.randn(NODES, 4)
+    assert sums.can(h)
+    assert not sums.can(h.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not sums.can(h, None)
+        assert not sums.can(h)
 
 
 def test_what_is_known_of_a_graph_is_dropped_when_it_changes_and_in_copies():
