@@ -136,6 +136,8 @@ class LearnedAttention(nn.Module):
             return torch.tanh((h * vectors["r"]).sum(-1))[source]
         left, right = h * vectors["l"], h * vectors["r"]
         if self.kind == "cos":
+            if graph.sums.can(h):
+                return graph.sums.scores(left, right)
             return (left[target] * right[source]).sum(-1)
         if self.kind == "gen_linear":
             return (torch.tanh(left[target] + right[source]) * vectors["a"]).sum(-1)

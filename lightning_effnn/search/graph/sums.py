@@ -66,6 +66,14 @@ class NeighbourSums:
         """Return that sum over the number of neighbours."""
         return self.sum(h, coefficients) / self._rows[0].diff().clamp(min=1).to(h.dtype).unsqueeze(1)
 
+    def scores(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return for each edge the products of its target's ``left`` and its source's ``right``: [E, heads].
+
+        Args:
+            left, right: [N, heads, channels].
+        """
+        return torch.stack([_dots(*part, self) for part in zip(left.unbind(1), right.unbind(1), strict=True)], 1)
+
     def product(self, h: Tensor, values: Tensor) -> Tensor:
         """Return the sum for one head, without a gradient."""
         starts, columns, order = self._rows
