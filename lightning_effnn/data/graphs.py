@@ -17,6 +17,7 @@ from lightning_effnn.data._neighbors import NeighborSampler
 from lightning_effnn.data._sampling import SeededShuffle, seeded
 
 NAMES = ("cora", "citeseer", "amazon_computers", "cora_ml")
+_PLAIN = ("amazon_computers",)  # hundreds of words a node: divided by their sum, a network sees next to nothing
 _SHARES = (0.6, 0.2)  # of the nodes, to train and to validate; the rest is the test
 
 
@@ -88,8 +89,8 @@ class GraphDataModule(_NodeDataModule):
 
     A file ``graph_<name>.npz`` holds the features as CSR (``x_data``, ``x_indices``, ``x_indptr``, ``x_shape``),
     ``edge_index`` [2, E] with both directions, ``y`` and, for the Planetoid graphs, the public split's masks.
-    Features are ``[N, F]`` float32, each row divided by its sum. Every loader gives the whole graph once
-    (transductive); the masks say whose labels count.
+    Features are ``[N, F]`` float32, each row divided by its sum; of Amazon Computers they are words as they are, 0 or 1.
+    Every loader gives the whole graph once (transductive); the masks say whose labels count.
 
     Args:
         name: ``"cora"``, ``"citeseer"``, ``"amazon_computers"`` or ``"cora_ml"``.
@@ -143,7 +144,8 @@ class GraphDataModule(_NodeDataModule):
                 masks = {name: torch.from_numpy(file[name]) for name in ("train_mask", "val_mask", "test_mask")}
             else:
                 raise ValueError(f"split is 'public', and {self.name} has no public split: use split='random'")
-        return data_class(x=_row_normalized(x), edge_index=edges, y=y, **masks)
+        x = x if self.name in _PLAIN else _row_normalized(x)
+        return data_class(x=x, edge_index=edges, y=y, **masks)
 
 
 class SyntheticGraphDataModule(_NodeDataModule):

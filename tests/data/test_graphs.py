@@ -39,6 +39,13 @@ def test_features_are_divided_by_their_sum_and_an_empty_row_stays_empty(folder):
     assert (data.num_features, data.num_classes) == (3, 3)
 
 
+def test_features_of_purchases_stay_as_they_are(folder):
+    (folder / "graph_cora.npz").rename(folder / "graph_amazon_computers.npz")
+    data = GraphDataModule("amazon_computers", split="random", root=folder)
+    data.setup()
+    assert data.graph.x[1].tolist() == [0, 2, 0]
+
+
 def test_every_stage_gets_the_whole_graph_once(folder):
     data = GraphDataModule("cora", root=folder)
     data.setup()
