@@ -89,8 +89,8 @@ class GraphDataModule(_NodeDataModule):
 
     A file ``graph_<name>.npz`` holds the features as CSR (``x_data``, ``x_indices``, ``x_indptr``, ``x_shape``),
     ``edge_index`` [2, E] with both directions, ``y`` and, for the Planetoid graphs, the public split's masks.
-    Features are ``[N, F]`` float32, each row divided by its sum; of Amazon Computers they are words as they are, 0 or 1.
-    Every loader gives the whole graph once (transductive); the masks say whose labels count.
+    Features are ``[N, F]`` float32, each row divided by its sum; those of Amazon Computers, words, stay 0 and 1. Every
+    loader gives the whole graph once (transductive); the masks say whose labels count.
 
     Args:
         name: ``"cora"``, ``"citeseer"``, ``"amazon_computers"`` or ``"cora_ml"``.
