@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightning_effnn.data import SyntheticGraphDataModule
-from lightning_effnn.recipes.benchmarks import search_graphs
+from lightning_effnn.recipes.benchmarks import search_graph_memory, search_graphs
 from lightning_effnn.recipes.benchmarks._fronts import dominated_area, plot_fronts
 
 
@@ -62,6 +62,29 @@ def test_only_the_kinds_that_are_asked_for_are_run(tmp_path, monkeypatch):
     assert [row["kind"] for row in json.loads(out.read_text())] == 2 * ["GCN-16", "GCN-64, bits"]
     with pytest.raises(SystemExit):
         search_graphs.main([*arguments, "--kinds", "GCN-17"])
+
+
+def test_networks_are_trained_taught_too_and_what_their_search_holds_is_counted(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_geometric")
+    for module in (search_graphs, search_graph_memory):
+        monkeypatch.setattr(module, "GraphDataModule", lambda *_, **__: SyntheticGraphDataModule(num_nodes=80))
+    out = tmp_path / "out.json"
+    arguments = ["--epochs", "4", "--train-epochs", "3", "--cost-weight", "0.1", "--out", str(out), "--taught"]
+    assert search_graphs.main([*arguments, "--kinds", "GCN-16", "LPGNAS"]) == 0
+    rows = json.loads(out.read_text())
+    assert [(row["kind"], row["settings"].get("teacher")) for row in rows] == [
+        ("GCN-16", None), ("GCN-16", "GCN-64"), ("LPGNAS", None), ("LPGNAS", "GCN-64"),
+    ]  # fmt: skip
+    assert rows[2]["config"] == rows[3]["config"]  # of one search
+    assert rows[2]["search_seconds"] == rows[3]["search_seconds"]
+    assert rows[0]["starts"] != rows[1]["starts"]
+
+    (tmp_path / "cora.json").write_text(json.dumps([row | {"split": "public"} for row in rows]))
+    arguments = ["--results", str(tmp_path / "cora.json"), "--draws", "3"]
+    assert search_graph_memory.main(arguments) == 0
+    assert "its step MB" in capsys.readouterr().out
+    assert search_graph_memory.main([*arguments, "--graph", "citeseer"]) == 2
+    assert "no row LPGNAS of citeseer" in capsys.readouterr().err
 
 
 def test_missing_data_is_named(tmp_path, monkeypatch, capsys):
