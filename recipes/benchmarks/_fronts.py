@@ -11,6 +11,9 @@ from lightning_effnn._files import write_whole
 Point = tuple[float, float]
 """Size and accuracy."""
 
+_TAUGHT = ", taught"
+"""Ends the names of kinds that are drawn hollow, in the colour of the same kind without a teacher."""
+
 
 def dominated_area(points: Sequence[Point], corner: Point) -> float:
     """Return the area that points dominate, with halvings of size on one axis and accuracy on the other.
@@ -49,17 +52,19 @@ def plot_fronts(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str |
         raise ImportError("a figure of fronts needs matplotlib: pip install 'lightning_effnn[plots]'") from error
     columns = min(2, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
-    figure = Figure(figsize=(6.4 * columns, 4.2 * lines), layout="constrained")
+    figure = Figure(figsize=(6.4 * columns + 2, 4.2 * lines), layout="constrained")
     kinds = list(dict.fromkeys(kind for panel in panels.values() for kind in panel))
+    plain = list(dict.fromkeys(kind.removesuffix(_TAUGHT) for kind in kinds))
     for axes, (title, panel) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
         for number, kind in enumerate(kinds):
-            points = sorted(panel.get(kind, ()))
+            points, color = sorted(panel.get(kind, ())), f"C{plain.index(kind.removesuffix(_TAUGHT)) % 10}"
             axes.plot([size for size, _ in points], [100 * accuracy for _, accuracy in points], label=kind,
-                      marker="os^DvPX*h"[number % 9], linestyle="-" if len(points) > 1 else "none")  # fmt: skip
+                      marker="os^DvPX*h"[number % 9], linestyle="-" if len(points) > 1 else "none", color=color,
+                      markerfacecolor="white" if kind.endswith(_TAUGHT) else color)  # fmt: skip
         axes.set_xscale("log")
         axes.set_title(title)
         axes.set_xlabel("weights, kB")
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     write_whole(path, lambda beside: figure.savefig(beside, dpi=120, format=Path(path).suffix[1:] or "png"))
