@@ -87,9 +87,6 @@ def as_deployed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(needs)
 
 
-_BATCH_NORM = inspect.signature(F.batch_norm)
-
-
 class _NaturalStatistics(TorchFunctionMode):
     def __init__(self, natural: int, inputs: int) -> None:
         super().__init__()
@@ -101,7 +98,7 @@ class _NaturalStatistics(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
-        given = _BATCH_NORM.bind(*args, **kwargs)
+        given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
         given.apply_defaults()
         x, weight, bias = (given.arguments[name] for name in ("input", "weight", "bias"))
         if self.natural == self.inputs:
