@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_effnn._remembered import Remembered
 from lightning_effnn.formats.tagging import aside
+from lightning_effnn.modules._teaching import divergence
 
 
 def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -77,18 +78,13 @@ class Teacher:
         Raises:
             ValueError: the teacher's scores have another shape.
         """
-        target = self._says.of(batch.x, lambda: self._scores(batch.x, batch.edge_index))
-        if target.shape != scores.shape:
-            raise ValueError(
-                f"the teacher's scores have the shape {tuple(target.shape)}: {tuple(scores.shape)} is needed"
-            )
-        return F.kl_div(scores.log_softmax(1), target, log_target=True, reduction="batchmean")
+        return divergence(scores, self._says.of(batch.x, lambda: self._scores(batch.x, batch.edge_index)))
 
     @torch.no_grad()
     def _scores(self, x: Tensor, edge_index: Tensor) -> Tensor:
         with aside():  # what the model costs is not what its teacher does
             scores: Tensor = self.net.to(x.device)(x, edge_index)
-        return scores.float().log_softmax(1)
+        return scores
 
 
 def step_seed(*numbers: int) -> int:

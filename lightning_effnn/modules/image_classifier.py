@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_effnn.formats.tagging import aside
+from lightning_effnn.modules._teaching import divergence
 
 Batch = tuple[Tensor, Tensor]
 
@@ -103,18 +104,11 @@ class ImageClassifier(L.LightningModule):
         scores = self(inputs)
         loss = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
         if self.teacher is not None:
-            divergence = self._divergence(self.teacher, scores, inputs)
-            loss = (1 - self.distillation) * loss + self.distillation * divergence
+            with torch.no_grad(), aside():  # what the model costs is not what its teacher does
+                target: Tensor = self.teacher.to(inputs.device)(inputs)
+            loss = (1 - self.distillation) * loss + self.distillation * divergence(scores, target, self.temperature)
         self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
         return loss
-
-    def _divergence(self, teacher: nn.Module, scores: Tensor, inputs: Tensor) -> Tensor:
-        """Of the softmax from the teacher's, times the squared temperature, which keeps gradients of one size."""
-        with torch.no_grad(), aside():  # what the model costs is not what its teacher does
-            target: Tensor = teacher.to(inputs.device)(inputs)
-        ours, theirs = (F.log_softmax(s.float() / self.temperature, 1) for s in (scores, target))
-        divergence = F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
-        return self.temperature**2 * divergence
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy."""

@@ -52,8 +52,9 @@ class TestStrings:
         rb.sponge_text_genetic(energy, "xy", 4, 4, 2, mutation=1e-9, survivors=0.5, natural=["aaaa", "bbbb"])
         joined = {"aabb", "bbaa"} & set(asked[1])
         assert joined
-        known = set(asked[1]) - joined  # in place of children that were measured before: random strings
-        assert all(set(text) <= set("xy") for text in known)
+        drawn = set(asked[1]) - joined  # in place of children that were measured before: random strings
+        assert all(set(text) <= set("xy") for text in drawn)
+        assert not set(asked[0]) & set(asked[1])
 
     def test_interrupted_it_returns_the_best_so_far(self):
         calls = []
