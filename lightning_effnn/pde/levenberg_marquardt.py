@@ -159,7 +159,7 @@ class _Dense:
             residual, jacobian = given()
         residual, jacobian = residual.detach().double(), jacobian.double()
         self.loss = 0.5 * float(residual.square().sum())
-        self.matrix, self.gradient = jacobian.T @ jacobian, jacobian.T @ residual
+        self.matrix, self.gradient = _gram(jacobian), jacobian.T @ residual
         self.scale = float(self.matrix.diagonal().mean()) or 1.0
         self.dtype = parameters[0].dtype
 
@@ -170,6 +170,19 @@ class _Dense:
         if int(info):
             return None
         return torch.cholesky_solve(-self.gradient[:, None], factor)[:, 0].to(self.dtype)
+
+
+def _gram(jacobian: Tensor) -> Tensor:
+    """Return the blocks of ``J^T J`` on and below the diagonal, which is what a Cholesky factorisation reads.
+
+    In four columns of blocks that is five eighths of the product.
+    """
+    count = jacobian.shape[1]
+    matrix = jacobian.new_zeros(count, count)
+    size = 8 * math.ceil(count / 32)  # kernels are quickest on multiples of eight
+    for start in range(0, count, size):
+        torch.mm(jacobian[:, start:].T, jacobian[:, start : start + size], out=matrix[start:, start : start + size])
+    return matrix
 
 
 def _by_rows(residual: Tensor, parameters: list[Tensor]) -> Tensor:

@@ -203,17 +203,19 @@ class Residuals:
             tape = Tape()
             residuals = self.at(block, tape)
             for weight, residual in zip(self.weights[block.term.name], residuals, strict=True):
+                scaled = residual * self._factor(block, weight, residual)
                 out = residual.new_zeros(len(block.points), count)
-                rows(residual, tape, parameters, out)
+                rows(scaled, tape, parameters, out)
                 n = len(residual)
                 if len(out) != n:  # pairs of points
                     out = out[:n] + out[n:]
-                factor = self._factor(block, weight, residual)
                 if not self._checked:
-                    check(out, residual, parameters)
-                vectors.append(residual.detach() * factor)
-                matrices.append(out.mul_(factor if isinstance(factor, float) else factor[:, None]))
+                    check(out, scaled, parameters)
+                vectors.append(scaled.detach())
+                matrices.append(out)
         self._checked = True
+        if len(matrices) == 1:  # no need for a copy of megabytes
+            return vectors[0], matrices[0]
         return torch.cat(vectors), torch.cat(matrices)
 
     def balance(self) -> None:
