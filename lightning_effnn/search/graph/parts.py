@@ -134,11 +134,14 @@ class LearnedAttention(nn.Module):
         source, target = graph.source, graph.target
         if self.kind == "linear":
             return torch.tanh((h * vectors["r"]).sum(-1))[source]
-        left, right = h * vectors["l"], h * vectors["r"]
         if self.kind == "cos":
+            left = h * (vectors["l"] * vectors["r"])
             if graph.sums.can(h):
-                return graph.sums.scores(left, right)
-            return (left[target] * right[source]).sum(-1)
+                return graph.sums.scores(left, h)
+            return (left[target] * h[source]).sum(-1)
+        if self.kind == "gen_linear" and graph.sums.can(h):
+            return graph.sums.bent_scores(h, vectors["l"], vectors["r"], vectors["a"])
+        left, right = h * vectors["l"], h * vectors["r"]
         if self.kind == "gen_linear":
             return (torch.tanh(left[target] + right[source]) * vectors["a"]).sum(-1)
         left, right = left.sum(-1), right.sum(-1)
@@ -157,8 +160,9 @@ class Aggregation(nn.Module):
 
     def forward(self, h: Tensor, coefficients: Tensor | None, graph: Graph) -> Tensor:
         """Return [N, channels]."""
-        if self.kind != "max" and graph.sums.can(h):
-            return graph.sums.sum(h, coefficients) if self.kind == "sum" else graph.sums.mean(h, coefficients)
+        if graph.sums.can(h):
+            result: Tensor = getattr(graph.sums, self.kind)(h, coefficients)
+            return result
         messages = h[graph.source]
         if coefficients is not None:
             heads = coefficients.shape[1]

@@ -8,6 +8,7 @@ pytest.importorskip("torch_geometric")
 
 from lightning_effnn import hardware
 from lightning_effnn.search.graph import GraphNet, GraphNetConfig, sums
+from lightning_effnn.search.graph.block import attention_part
 from lightning_effnn.search.graph.parts import Aggregation, Graph
 from lightning_effnn.search.graph.sums import NeighbourSums
 
@@ -25,7 +26,7 @@ def messages(monkeypatch):
     monkeypatch.setattr(NeighbourSums, "can", lambda *_: False)
 
 
-@pytest.mark.parametrize("kind", ["sum", "mean"])
+@pytest.mark.parametrize("kind", ["sum", "mean", "max"])
 @pytest.mark.parametrize("edges", GRAPHS.values(), ids=GRAPHS)
 @pytest.mark.parametrize("heads", [0, 1, 2])
 def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, heads, monkeypatch):
@@ -40,7 +41,9 @@ def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, head
 
     def both():
         result = part(h, coefficients, graph)
-        first = torch.autograd.grad((weights * result).square().sum(), inputs, create_graph=True)
+        first = torch.autograd.grad((weights * result).square().sum(), inputs, create_graph=kind != "max")
+        if kind == "max":
+            return result, *first
         second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs)
         return result, *first, *second
 
@@ -48,6 +51,31 @@ def test_a_product_gives_what_messages_give_with_its_gradients(kind, edges, head
     messages(monkeypatch)
     for one, other in zip(fast, both(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("edges", GRAPHS.values(), ids=GRAPHS)
+@pytest.mark.parametrize("kind", ["cos", "gen_linear"])
+def test_scores_of_both_ends_are_those_of_messages_with_their_gradients(kind, edges, monkeypatch):
+    monkeypatch.setattr(sums, "_AT_ONCE", 50)
+    graph = Graph.of(edges, NODES)
+    part = attention_part(kind, 6, 2, 0.0, lambda *_, **__: torch.nn.Identity())
+    h, weights = torch.randn(NODES, 6, requires_grad=True), torch.randn(len(graph.source), 2)
+
+    def both():
+        result = part(h, graph)
+        return result, *torch.autograd.grad((weights * result).square().sum(), (h, part.weight))
+
+    fast = both()
+    messages(monkeypatch)
+    for one, other in zip(fast, both(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_of_equal_messages_one_gets_the_gradient_of_the_largest():
+    graph = Graph.of(torch.tensor([[0, 1], [2, 2]]), 3)
+    h = torch.ones(3, 1, requires_grad=True)
+    Aggregation("max")(h, None, graph)[2].backward()
+    assert sorted(h.grad.flatten().tolist()) == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
