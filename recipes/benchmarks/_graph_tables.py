@@ -106,7 +106,7 @@ def _points(named: dict[str, list[tuple[float, float, str]]]) -> dict[str, list[
 
 
 def areas(rows: Sequence[Row]) -> list[str]:
-    """For each graph, the area dominated by the search and by random search, mean over the seeds that have both."""
+    """For each graph, the area dominated by the search and by random search with the same cost weights, over seeds."""
     lines = []
     for (graph, split), kinds in _groups(rows).items():
         members = [row for name in kinds for row in kinds[name]]
@@ -118,9 +118,11 @@ def areas(rows: Sequence[Row]) -> list[str]:
 
 def _areas(title: str, rows: Sequence[Row], corner: tuple[float, float], kinds: tuple[str, str]) -> list[str]:
     """One line for two kinds, none where no seed has both."""
+    weights = [{(row["seed"], row["settings"]["cost_weight"]) for row in rows if _kind(row) == kind} for kind in kinds]
     found: list[dict[int, float]] = []
-    for kind in kinds:
-        own = [row for row in rows if _kind(row) == kind]
+    for kind in kinds:  # as many networks of the one as of the other
+        own = [row for row in rows if _kind(row) == kind
+               and all((row["seed"], row["settings"]["cost_weight"]) in each for each in weights)]  # fmt: skip
         points = {seed: [(row["weight_bits"], row["accuracy"]) for row in own if row["seed"] == seed]
                   for seed in {row["seed"] for row in own}}  # fmt: skip
         found.append({seed: dominated_area(members, corner) for seed, members in points.items()})
