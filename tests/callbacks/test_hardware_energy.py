@@ -1,6 +1,7 @@
 """HardwareEnergyMonitor in real fits."""
 
 import csv
+import json
 import time
 import warnings
 
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from wandb_file import records
 
 from lightning_effnn.callbacks import HardwareEnergyMonitor
 from lightning_effnn.modules import ImageClassifier, SmallCNN
@@ -194,29 +196,10 @@ def test_wandb_offline_holds_keys_table_and_figure(tmp_path):
 
 
 def history(path):
-    """Rows that W&B wrote, read from its own file format: 32 KiB blocks of checksum, length, type, data."""
-    import json
-    import struct
-
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if length == 0 and kind == 0:
-            return
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            if record.WhichOneof("record_type") == "history":
-                yield {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+    """Rows that W&B wrote."""
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            yield {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
 
 
 def test_tensorboard_and_a_folder_get_table_and_figure(tmp_path):

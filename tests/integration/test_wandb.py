@@ -1,7 +1,6 @@
 """What an offline run of W&B holds once it is read back from its file: keys, parameters, tables, figures, artefacts."""
 
 import json
-import struct
 import time
 
 import lightning as L
@@ -11,33 +10,12 @@ from callback_cases import CASES, network
 from lightning.pytorch.loggers import WandbLogger
 from test_composition import the_four
 from torch.utils.data import DataLoader, TensorDataset
+from wandb_file import records
 
 from lightning_effnn.callbacks import SpongeEvaluation
 
 pytestmark = pytest.mark.slow
 wandb = pytest.importorskip("wandb")
-
-
-def records(path):
-    """What W&B wrote, in its own file format: 32 KiB blocks of checksum, length, type, data."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if length == 0 and kind == 0:
-            return
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
 
 
 @pytest.fixture(scope="module")
