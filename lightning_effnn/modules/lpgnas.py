@@ -50,8 +50,9 @@ class LPGNAS(L.LightningModule):
 
     Args:
         in_channels, num_classes: of the data.
-        num_layers, hidden_channels, attention, aggregation, activation, skip, w_bits, a_bits, dropout: the space, see
-            :class:`~lightning_effnn.search.graph.GraphSpace`; ``w_bits=(32,), a_bits=(32,)`` chooses parts alone.
+        num_layers, hidden_channels, attention, aggregation, activation, skip, w_bits, a_bits, dropout, norm: the
+            space, see :class:`~lightning_effnn.search.graph.GraphSpace`; ``w_bits=(32,), a_bits=(32,)`` chooses parts
+            alone, ``norm="mean"`` is for graphs of many edges a node.
         cost: ``"energy"``, ``"bits"`` or ``"bops"``.
         accelerator: for energy: a preset's name or a YAML file.
         cost_weight: errors that are put up with (0.1: ten in a hundred) for going all the way from the largest network
@@ -90,6 +91,7 @@ class LPGNAS(L.LightningModule):
         w_bits: Sequence[int] = (1, 2, 4, 6, 8, FULL),
         a_bits: Sequence[int] = (2, 4, 6, 8, FULL),
         dropout: float = 0.5,
+        norm: Literal["none", "mean"] = "none",
         cost: Literal["energy", "bits", "bops"] = "energy",
         accelerator: str = "eyeriss_like",
         cost_weight: float = 0.1,
@@ -116,7 +118,7 @@ class LPGNAS(L.LightningModule):
         self.automatic_optimization = False
         self.space = GraphSpace(
             in_channels, num_classes, num_layers, hidden_channels, attention, aggregation, activation, skip, w_bits,
-            a_bits, dropout,
+            a_bits, dropout, norm,
         )  # fmt: skip
         self.architecture = Controller(self.space.architecture, seed=step_seed(seed, 1))
         self.quantization = Controller(self.space.quantization, seed=step_seed(seed, 2))

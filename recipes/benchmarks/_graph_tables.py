@@ -16,8 +16,9 @@ HAND_MADE = ("GCN-16", "GCN-64", "GAT 8x8")
 
 
 def _kind(row: Row) -> str:
-    kind: str = row["kind"]
-    return f"{kind}, taught" if "teacher" in row["settings"] else kind
+    settings = row["settings"]
+    how = [name for name, key in (("mean norm", "norm"), ("taught", "teacher")) if key in settings]
+    return ", ".join((row["kind"], *how))
 
 
 def _name(row: Row) -> str:
@@ -68,7 +69,8 @@ def width_tables(rows: Sequence[Row]) -> list[Table]:
     """For each graph, how often each place of a searched network got how many bits."""
     tables = []
     for (graph, split), kinds in _groups(rows).items():
-        found = [row["config"] for name in kinds for row in kinds[name] if _kind(row) == "LPGNAS"]
+        own = [row for members in kinds.values() for row in members if row["kind"] == "LPGNAS"]
+        found = [row["config"] for row in own if "teacher" not in row["settings"]]
         places: dict[str, list[int]] = {}
         for config in found:
             places.setdefault("input_a", []).append(config["input_a"])
@@ -111,8 +113,8 @@ def areas(rows: Sequence[Row]) -> list[str]:
     for (graph, split), kinds in _groups(rows).items():
         members = [row for name in kinds for row in kinds[name]]
         corner = _corner(members)
-        for taught in ("", ", taught"):
-            lines += _areas(f"{graph} {split}{taught}", members, corner, (f"LPGNAS{taught}", f"random{taught}"))
+        for how in ("", ", taught", ", mean norm", ", mean norm, taught"):
+            lines += _areas(f"{graph} {split}{how}", members, corner, (f"LPGNAS{how}", f"random{how}"))
     return lines
 
 

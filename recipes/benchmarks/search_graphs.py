@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[], metavar="KIND",
                         help=f"only these: {', '.join(map(repr, KINDS))}")  # fmt: skip
     parser.add_argument("--cost-weight", type=float, nargs="+", default=[0.03, 0.1, 0.3])
+    parser.add_argument(
+        "--norm",
+        choices=("none", "mean"),
+        default="none",
+        help="of searched and of random networks: mean is for graphs of many edges a node",
+    )
     parser.add_argument("--taught", action="store_true", help="train all taught by GCN-64 in fp32 too")
     parser.add_argument("--out", type=Path, default=Path("runs/search_graphs.json"))
     parser.add_argument("--plot", type=Path, help="draw size against accuracy, one panel a graph")
@@ -117,7 +124,10 @@ class Bench:
             hand[f"GCN-64 W{w_bits}A{a_bits}"] = GraphNetConfig.gcn(*self.size, 64, w_bits, a_bits)
         for kind, config in hand.items():
             self._rows(kind, {}, partial(self._trained, config))
-        shared = {"epochs": self.args.epochs, "cost": self.args.cost}
+        norm: Row = {} if self.args.norm == "none" else {"norm": self.args.norm}
+        if norm:  # what it does by itself
+            self._rows("GCN-64", norm, partial(self._trained, replace(hand["GCN-64"], **norm)))
+        shared = {"epochs": self.args.epochs, "cost": self.args.cost, **norm}
         for weight in self.args.cost_weight:
             settings = {**shared, "cost_weight": weight}
             self._rows("LPGNAS", settings, self._search(**settings))
@@ -175,7 +185,7 @@ class Bench:
     @cached_property
     def _tries(self) -> list[tuple[GraphNetConfig, float, float]]:
         """Networks drawn evenly, each with its validation error after a short training and its cost."""
-        space = GraphSpace(*self.size)
+        space = GraphSpace(*self.size, norm=self.args.norm)
         controller = Controller(space.options, seed=self.seed)
         cost = LogCost(
             graph_cost(self.args.cost, SuperGraphNet(space), self.graph.x, self.graph.edge_index, "eyeriss_like")

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.quantization import TensorQuantizer
 from lightning_effnn.search.graph.config import FULL, BlockConfig
 from lightning_effnn.search.graph.features import dropout
@@ -21,6 +22,7 @@ from lightning_effnn.search.graph.parts import (
     LinearSkip,
     NoAttention,
     NoSkip,
+    RunningMean,
 )
 
 
@@ -33,6 +35,7 @@ class BlockParts(NamedTuple):
     skip: nn.Module
     aggregation_quantizer: nn.Module
     activation: nn.Module
+    mean: nn.Module | None = None
 
 
 class Quantizers(Protocol):
@@ -61,10 +64,16 @@ class GraphBlock(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.aggregation_quantizer = parts.aggregation_quantizer
         self.activation = parts.activation
+        self.mean = parts.mean
 
     @classmethod
     def from_config(
-        cls, config: BlockConfig, in_channels: int, dropout: float, quantizers: Quantizers | None = None
+        cls,
+        config: BlockConfig,
+        in_channels: int,
+        dropout: float,
+        quantizers: Quantizers | None = None,
+        norm: str = "none",
     ) -> GraphBlock:
         """Build the block with the choices of ``config``; other ``quantizers`` replace those of its bit widths."""
 
@@ -79,6 +88,7 @@ class GraphBlock(nn.Module):
             skip=skip_part(config.skip, in_channels, config.width, quantizers),
             aggregation_quantizer=quantizers("aggregation_a"),
             activation=activation_part(config.activation, quantizers),
+            mean=RunningMean(config.width) if norm == "mean" else None,
         )
         return cls(parts, config.width, dropout)
 
@@ -93,9 +103,17 @@ class GraphBlock(nn.Module):
         h = self.linear(x)
         y = self.aggregation(h, self.attention(h, graph), graph)
         y = self.skip(x, y)
-        y = self.aggregation_quantizer(y + self.bias[: y.shape[-1]])
+        y = self.aggregation_quantizer(y + self._offset(y))
         result: Tensor = self.activation(y)
         return result
+
+    def _offset(self, y: Tensor) -> Tensor:
+        bias = self.bias[: y.shape[-1]]
+        if self.mean is None:
+            return bias
+        with aside():  # of a network that is trained both are constants, one bias on a chip
+            offset: Tensor = bias - self.mean(y)
+        return offset
 
 
 def quantizer(bits: int, signed: bool = True, weight: bool = False) -> nn.Module:

@@ -17,6 +17,7 @@ ATTENTIONS = ("none", "gcn", "gat", "sym_gat", "cos", "linear", "gen_linear")
 AGGREGATIONS = ("sum", "mean", "max")
 ACTIVATIONS = ("none", "relu", "elu", "leaky_relu", "tanh", "sigmoid", "relu6", "softplus")
 SKIPS = ("none", "linear")
+NORMS = ("none", "mean")
 FULL = 32
 """Bits of a number that is left as it is."""
 MOST_BITS = 16
@@ -95,9 +96,11 @@ class GraphNetConfig:
         blocks: at least one.
         input_a: bits of the features.
         dropout: share of each block's inputs (and of learned attention's coefficients) left out in training.
+        norm: ``"mean"`` takes from what each block aggregated its mean over nodes; for graphs of many edges a node. It
+            is in the bias of a network that is trained, so that it costs nothing.
 
     Raises:
-        ValueError: a number out of range, or no blocks.
+        ValueError: a number out of range, a norm that is neither, or no blocks.
 
     >>> config = GraphNetConfig.gcn(1433, 7, width=16, w_bits=4, a_bits=8)
     >>> print(config.to_yaml())
@@ -117,9 +120,11 @@ class GraphNetConfig:
     blocks: tuple[BlockConfig, ...]
     input_a: int = FULL
     dropout: float = 0.5
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         _at_least_one("in_channels", self.in_channels)
+        _one_of("norm", self.norm, NORMS)
         check_bits("input_a", self.input_a)
         if not self.blocks:
             raise ValueError("blocks is empty: a network has at least one")
@@ -170,7 +175,10 @@ class GraphNetConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types only; what a block doesn't use is left out."""
         blocks = [_used(block) for block in self.blocks]
-        return {"in_channels": self.in_channels, "input_a": self.input_a, "dropout": self.dropout, "blocks": blocks}
+        norm = {} if self.norm == "none" else {"norm": self.norm}
+        return {
+            "in_channels": self.in_channels, "input_a": self.input_a, "dropout": self.dropout, **norm, "blocks": blocks,
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> GraphNetConfig:

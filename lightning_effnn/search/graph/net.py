@@ -56,7 +56,7 @@ class GraphNet(nn.Module):
         self.graphs: Remembered[Graph] = Remembered()
         self.input_quantizer = input_quantizer(config.input_a)
         self.blocks = nn.ModuleList(
-            GraphBlock.from_config(block, in_channels, config.dropout)
+            GraphBlock.from_config(block, in_channels, config.dropout, norm=config.norm)
             for block, in_channels in zip(config.blocks, config.in_widths, strict=True)
         )
         if weights is not None:

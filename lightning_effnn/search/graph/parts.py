@@ -21,6 +21,10 @@ _NEGATIVE_SLOPE = 0.2
 """Of the leaky rectifier in graph attention: Velickovic et al. (2018), arXiv 1710.10903, section 2.1."""
 
 
+_MEAN_MOMENTUM = 0.1
+"""Weight of the newest batch in a running mean: PyTorch's for batch normalisation."""
+
+
 class Graph(NamedTuple):
     """Edges with one loop at each node: from ``source`` [E] to ``target`` [E], among ``nodes`` nodes."""
 
@@ -189,6 +193,34 @@ class LinearSkip(nn.Module):
         """Return ``y`` and the product of ``x``: [N, channels of y]."""
         result: Tensor = y + self.linear(x, y.shape[-1])
         return result
+
+
+class RunningMean(nn.Module):
+    """The mean of each channel over nodes: in train mode that of the batch, else a running one.
+
+    Where nodes have many neighbours, what is aggregated is nearly the same everywhere. Without its mean the few levels
+    of a quantiser, and the gradients, are left for what differs; a network that is trained has it in its biases.
+
+    Args:
+        channels: most channels.
+
+    Source: mean-only batch normalisation: Salimans and Kingma (2016), arXiv 1602.07868, section 3.
+    """
+
+    value: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(channels))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return [channels of y], in its dtype."""
+        if not self.training:
+            return self.value[: y.shape[-1]].to(y.dtype)
+        mean = y.float().mean(0)
+        with torch.no_grad():
+            self.value.lerp_(mean, _MEAN_MOMENTUM)
+        return mean.to(y.dtype)
 
 
 class Activation(nn.Module):

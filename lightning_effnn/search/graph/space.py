@@ -38,7 +38,7 @@ class GraphSpace:
         num_layers: blocks.
         hidden_channels, attention, aggregation, activation, skip: options of each block.
         w_bits, a_bits: options of each weight and each activation; ``(32,)`` chooses the architecture alone.
-        dropout: of every network.
+        dropout, norm: of every network.
 
     Raises:
         ValueError: no options, an option twice, or one that is none; says which were accepted.
@@ -59,13 +59,14 @@ class GraphSpace:
     w_bits: Sequence[int] = (1, 2, 4, 6, 8, FULL)
     a_bits: Sequence[int] = (2, 4, 6, 8, FULL)
     dropout: float = 0.5
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         if isinstance(self.num_layers, bool) or not isinstance(self.num_layers, int) or self.num_layers < 1:
             raise ValueError(f"num_layers is {self.num_layers!r}: use a whole number of at least 1")
         for field in fields(self):
             options = getattr(self, field.name)
-            if field.name in ("in_channels", "num_classes", "num_layers", "dropout"):
+            if field.name in ("in_channels", "num_classes", "num_layers", "dropout", "norm"):
                 continue
             if isinstance(options, str) or not options or len(set(options)) != len(tuple(options)):
                 raise ValueError(f"{field.name} is {options!r}: use a list of one or more options, each once")
@@ -153,4 +154,4 @@ class GraphSpace:
             BlockConfig(**{name: chosen[f"blocks.{number}.{name}"] for name in (*ARCHITECTURE, *BITS)})
             for number in range(self.num_layers)
         ]
-        return GraphNetConfig(self.in_channels, tuple(blocks), input_a=chosen["input_a"], dropout=self.dropout)
+        return GraphNetConfig(self.in_channels, tuple(blocks), chosen["input_a"], self.dropout, self.norm)

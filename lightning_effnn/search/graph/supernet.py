@@ -16,7 +16,7 @@ from lightning_effnn.search.graph.block import BlockParts, GraphBlock, Quantizer
 from lightning_effnn.search.graph.config import FULL
 from lightning_effnn.search.graph.features import SparseFeatures
 from lightning_effnn.search.graph.net import GraphNet, run_blocks
-from lightning_effnn.search.graph.parts import Aggregation, Graph, LearnedAttention
+from lightning_effnn.search.graph.parts import Aggregation, Graph, LearnedAttention, RunningMean
 from lightning_effnn.search.graph.space import GraphSpace
 
 
@@ -119,6 +119,26 @@ class UnitScale(nn.Module):
         return y * self.scale
 
 
+class MeanAtHand(nn.Module):
+    """The mean of each channel over the nodes at hand: a running one would be of other networks.
+
+    Attributes:
+        latest: what it was.
+    """
+
+    latest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("latest", torch.zeros(1), persistent=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return [channels of y], in its dtype."""
+        mean = y.float().mean(0)
+        self.latest = mean.detach()
+        return mean.to(y.dtype)
+
+
 class SuperGraphNet(nn.Module):
     """Every network of a space with shared weights: the channels of narrow ones are the first of the wide ones.
 
@@ -210,6 +230,7 @@ def _super_block(space: GraphSpace, number: int, in_channels: int) -> GraphBlock
         skip=one_of("skip", lambda kind: blocks.skip_part(kind, in_channels, widest, quantizers)),
         aggregation_quantizer=quantizers("aggregation_a"),
         activation=one_of("activation", lambda kind: blocks.activation_part(kind, quantizers)),
+        mean=MeanAtHand() if space.norm == "mean" else None,
     )
     return GraphBlock(parts, widest, space.dropout)
 
@@ -222,8 +243,8 @@ def _copy(source: nn.Module, target: nn.Module, chosen: Mapping[str, Any]) -> No
     """Give a network what it has as a part of a larger one: the first entries along each axis."""
     while isinstance(source, Chooses | UnitScale):
         source = source.part if isinstance(source, UnitScale) else source.settled(chosen[source.choice])
-    if isinstance(target, TensorQuantizer):
-        return  # its step is that of the first tensor it sees
+    if isinstance(target, TensorQuantizer | RunningMean):
+        return  # they follow the tensors they see
     with torch.no_grad():
         for name, tensor in (*target.named_parameters(recurse=False), *target.named_buffers(recurse=False)):
             kept = tuple(slice(0, size) for size in tensor.shape)
@@ -252,6 +273,8 @@ def _take_scales(
         source, target = cast(Any, source), cast(Any, target)
         scale: Tensor = source.aggregation.scale
         target.linear.weight.mul_(scale)
+        if target.mean is not None:
+            target.mean.value.copy_(source.mean.latest)
         if isinstance(target.attention, LearnedAttention):
             for name, vector in zip(target.attention.names, target.attention.weight, strict=True):
                 if name != "a":

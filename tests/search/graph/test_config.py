@@ -84,6 +84,7 @@ def test_a_block_that_is_none_is_refused(change, named):
         ("{in_channels: 4, droput: 0.1, blocks: [{width: 3}]}", "did you mean 'dropout'"),
         ("{in_channels: 4, dropout: 1.0, blocks: [{width: 3}]}", "dropout is 1.0"),
         ("{in_channels: 0, blocks: [{width: 3}]}", "in_channels is 0"),
+        ("{in_channels: 4, norm: men, blocks: [{width: 3}]}", "did you mean 'mean'"),
     ],
 )
 def test_a_yaml_that_is_no_network_says_what_is_wrong(text, named):
@@ -104,11 +105,18 @@ def test_a_yaml_that_is_no_network_says_what_is_wrong(text, named):
         ({"num_layers": 0}, "num_layers is 0"),
         ({"num_layers": True}, "num_layers is True"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"norm": "batch"}, "norm is 'batch': use one of none, mean"),
     ],
 )
 def test_a_space_with_an_unknown_option_is_refused(options, named):
     with pytest.raises(ValueError, match=named):
         GraphSpace(8, 3, **options)
+
+
+def test_the_norm_is_in_the_yaml_where_there_is_one():
+    config = GraphSpace(8, 3, norm="mean").config(GraphSpace(8, 3).first)
+    assert config.norm == GraphNetConfig.from_yaml(config.to_yaml()).norm == "mean"
+    assert "norm" not in GraphNetConfig.gcn(8, 3).to_yaml()
 
 
 def test_a_space_names_choices_as_its_networks_do():

@@ -1,5 +1,6 @@
 import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,23 @@ def test_it_learns_with_every_activation(activation, bits):
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_mean_that_is_taken_away_is_a_bias_once_trained():
+    config = GraphNetConfig.gcn(5, 3, width=8)
+    net, plain = GraphNet(replace(config, norm="mean")), GraphNet(config).eval()
+    scores = net(X, EDGES)
+    assert torch.allclose(scores.mean(0), torch.zeros(3), atol=1e-6)
+    for _ in range(300):
+        net(X, EDGES)  # dropout differs each time: the running mean is of many
+    net.eval()
+    state = {name: tensor for name, tensor in net.state_dict().items() if ".mean." not in name}
+    for number, block in enumerate(net.blocks):
+        state[f"blocks.{number}.bias"] = block.bias - block.mean.value
+    plain.load_state_dict(state)
+    assert torch.allclose(net(X, EDGES), plain(X, EDGES), atol=1e-6)
+    cost, expected = (hardware.estimate(hardware.trace(each, X, edge_index=EDGES), "tpu_like") for each in (net, plain))
+    assert cost.energy_uJ == expected.energy_uJ
 
 
 def test_levels_are_as_many_as_the_bits_say():

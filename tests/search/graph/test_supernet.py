@@ -19,9 +19,10 @@ def chosen_of(space, gates):
     return {name: space.options[name][int(gate.argmax())] for name, gate in gates.items()}
 
 
-def test_a_network_that_is_derived_gives_the_scores_it_gave_inside():
+@pytest.mark.parametrize("norm", ["none", "mean"])
+def test_a_network_that_is_derived_gives_the_scores_it_gave_inside(norm):
     """In full precision: the rest is the quantisers' steps."""
-    space = GraphSpace(6, 3, num_layers=3, hidden_channels=(4, 8), w_bits=(32,), a_bits=(32,))
+    space = GraphSpace(6, 3, num_layers=3, hidden_channels=(4, 8), w_bits=(32,), a_bits=(32,), norm=norm)
     net, controller = SuperGraphNet(space).eval(), Controller(space.options, seed=0)
     for _ in range(25):
         gates = controller.sample()
