@@ -64,6 +64,22 @@ def test_only_the_kinds_that_are_asked_for_are_run(tmp_path, monkeypatch):
         search_graphs.main([*arguments, "--kinds", "GCN-17"])
 
 
+def test_a_norm_is_that_of_searched_networks_and_of_one_by_hand(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_geometric")
+    monkeypatch.setattr(search_graphs, "GraphDataModule", lambda *_, **__: SyntheticGraphDataModule(num_nodes=80))
+    out = tmp_path / "out.json"
+    arguments = ["--epochs", "4", "--train-epochs", "2", "--cost-weight", "0.1", "--out", str(out), "--norm", "mean"]
+    assert search_graphs.main([*arguments, "--kinds", "GCN-16", "GCN-64", "LPGNAS", "random"]) == 0
+    rows = json.loads(out.read_text())
+    assert [(row["kind"], row["config"].get("norm")) for row in rows] == [
+        ("GCN-16", None), ("GCN-64", None), ("GCN-64", "mean"), ("LPGNAS", "mean"), ("random", "mean"),
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "GCN-64, mean norm" in printed
+    assert "LPGNAS, mean norm 0.1" in printed
+    assert "cora random, mean norm: dominated area" in printed
+
+
 def test_networks_are_trained_taught_too_and_what_their_search_holds_is_counted(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch_geometric")
     for module in (search_graphs, search_graph_memory):
