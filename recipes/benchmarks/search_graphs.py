@@ -2,6 +2,7 @@
 
     EFFNN_DATA=/path/to/data effnn run benchmarks/search_graphs --graph cora --split public --seeds 5
     effnn run benchmarks/search_graphs --graph citeseer --split public --seeds 5 --kinds "GAT 8x8" LPGNAS --taught
+    effnn run benchmarks/search_graphs --graph amazon_computers --norm mean --epochs 150 --train-epochs 200
     effnn run benchmarks/search_graphs --seeds 0 --out results.json --plot fronts.png
 
 Every network is trained twice in the same way (Adam, the weights of the best validation), and the one with the better
