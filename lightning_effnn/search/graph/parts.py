@@ -19,8 +19,6 @@ from lightning_effnn.search.graph.sums import NeighbourSums
 
 _NEGATIVE_SLOPE = 0.2
 """Of the leaky rectifier in graph attention: Velickovic et al. (2018), arXiv 1710.10903, section 2.1."""
-
-
 _MEAN_MOMENTUM = 0.1
 """Weight of the newest batch in a running mean: PyTorch's for batch normalisation."""
 
@@ -202,7 +200,7 @@ class RunningMean(nn.Module):
     of a quantiser, and the gradients, are left for what differs; a network that is trained has it in its biases.
 
     Args:
-        channels: most channels.
+        channels: how many.
 
     Source: mean-only batch normalisation: Salimans and Kingma (2016), arXiv 1602.07868, section 3.
     """
@@ -214,12 +212,12 @@ class RunningMean(nn.Module):
         self.register_buffer("value", torch.zeros(channels))
 
     def forward(self, y: Tensor) -> Tensor:
-        """Return [channels of y], in its dtype."""
+        """Return [channels], in the dtype of ``y``: [N, channels]."""
         if not self.training:
-            return self.value[: y.shape[-1]].to(y.dtype)
+            return self.value.to(y.dtype)
         mean = y.float().mean(0)
         with torch.no_grad():
-            self.value.lerp_(mean, _MEAN_MOMENTUM)
+            self.value.lerp_(mean.to(self.value.dtype), _MEAN_MOMENTUM)
         return mean.to(y.dtype)
 
 

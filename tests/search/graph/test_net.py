@@ -114,6 +114,13 @@ def test_a_mean_that_is_taken_away_is_a_bias_once_trained():
     assert cost.energy_uJ == expected.energy_uJ
 
 
+def test_the_mean_is_kept_in_double_precision_too():
+    net = GraphNet(replace(GraphNetConfig.gcn(5, 3), norm="mean")).double()
+    net(X.double(), EDGES)
+    assert net.blocks[0].mean.value.dtype == torch.float64
+    assert net.blocks[0].mean.value.abs().sum() > 0
+
+
 def test_levels_are_as_many_as_the_bits_say():
     net = one_block(aggregation_a=2, linear_w=2)
     assert len(net(X, EDGES).unique()) <= 4
