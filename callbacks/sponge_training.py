@@ -17,8 +17,8 @@ class SpongeTraining(AddsToLoss):
     """Adds to the loss how dense activations are on inputs that were crafted to make them dense.
 
     Each step a part of the batch is attacked and run once more; the smooth share of non-zeros that goes into its
-    layers, times ``weight``, joins the loss of ``training_step``. Statistics of batch norm are those of natural inputs
-    alone.
+    layers, times ``weight``, joins the loss of ``training_step``. Statistics of batch norm, and ranges of quantisers,
+    are those of natural inputs alone.
 
     Logged each epoch: ``sponge/penalty``, the mean of that share.
 

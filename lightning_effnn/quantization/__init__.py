@@ -10,7 +10,7 @@
 >>> _ = quantization.bake_(model)
 """
 
-from lightning_effnn.quantization.attach import Attachment, attach_, strip_
+from lightning_effnn.quantization.attach import Attachment, attach_, exact_activations, settled_ranges, strip_
 from lightning_effnn.quantization.coverage import CoverageReport, coverage
 from lightning_effnn.quantization.model import bake_, quantize_
 from lightning_effnn.quantization.plan import PRESETS, AverageBits, QuantizationPlan
@@ -32,7 +32,9 @@ __all__ = [
     "attach_",
     "bake_",
     "coverage",
+    "exact_activations",
     "quantize_",
+    "settled_ranges",
     "strip_",
     "weight_sites",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -63,14 +63,8 @@ class Attachment:
         >>> attachment.activations[""].initialised
         tensor(True)
         """
-        hosts = [host for _, host in hosts_of(self.model)]
-        for host in hosts:
-            host.observing = True
-        try:
+        with _of_all(self.model, observing=True):
             yield
-        finally:
-            for host in hosts:
-                host.observing = False
 
     def strip(self) -> nn.Module:
         """Take all quantisers off; see :func:`strip_`."""
@@ -163,6 +157,50 @@ def strip_(model: nn.Module) -> nn.Module:
         for attribute, value in module.__dict__.pop(_SETTINGS, {}).items():
             setattr(module, attribute, value)
     return model
+
+
+def exact_activations(model: nn.Module) -> AbstractContextManager[None]:
+    """Leave what goes into the layers of ``model`` as it is inside; weights are rounded as ever.
+
+    For what only asks which way activations would go, many times. Nothing happens to a model without quantisers.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> attachment = attach_(layer, activations={"": TensorQuantizer(1, scale="dynamic")})
+    >>> x = torch.tensor([[0.1], [0.9]])
+    >>> with exact_activations(layer):
+    ...     torch.equal(layer(x), x * layer.weight)
+    True
+    """
+    return _of_all(model, passing=True)
+
+
+def settled_ranges(model: nn.Module) -> AbstractContextManager[None]:
+    """Let no observed scale of ``model`` learn from what runs inside, though the model is in train mode.
+
+    For inputs beside those that it is trained for. Nothing happens to a model without quantisers.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> attachment = attach_(layer, activations={"": TensorQuantizer(8)})
+    >>> with settled_ranges(layer):
+    ...     _ = layer(torch.ones(1, 2))
+    >>> attachment.activations[""].initialised
+    tensor(False)
+    """
+    return _of_all(model, observing=False)
+
+
+@contextmanager
+def _of_all(model: nn.Module, **settings: bool) -> Iterator[None]:
+    """Set attributes of all hosts; then they are what they were."""
+    hosts = [host for _, host in hosts_of(model)]
+    before = [{name: getattr(host, name) for name in settings} for host in hosts]
+    for host in hosts:
+        vars(host).update(settings)
+    try:
+        yield
+    finally:
+        for host, values in zip(hosts, before, strict=True):
+            vars(host).update(values)
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

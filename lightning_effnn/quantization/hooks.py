@@ -97,7 +97,8 @@ class Host:
         self.name, self.arguments = name, arguments
         self.quantizer: nn.Module | None = None
         self.swaps: list[WeightSwap] = []
-        self.observing = False
+        self.observing: bool | None = None  # as the module: while it is in train mode
+        self.passing = False  # the input goes in as it is
 
     def attach(self, module: nn.Module) -> None:
         """Put the hooks on ``module``."""
@@ -109,12 +110,12 @@ class Host:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Pre-hook: quantise what goes in and what it is multiplied with."""
-        training = module.training or self.observing
+        training = module.training if self.observing is None else self.observing
         call = _call_of_module() if self.swaps else None
         for swap in self.swaps:
             _set_mode(swap.quantizer, training)
             swap.enter(call)
-        if self.quantizer is None:
+        if self.quantizer is None or self.passing:
             return args, kwargs
         _set_mode(self.quantizer, training)
         done: list[tuple[Tensor, Tensor]] = []  # self-attention asks whether its three inputs are one

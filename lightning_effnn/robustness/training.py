@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.quantization import exact_activations, settled_ranges
 from lightning_effnn.robustness.activations import as_deployed, natural_statistics
 from lightning_effnn.robustness.attacks import Aim, random_inputs
 from lightning_effnn.robustness.objectives import SIGMA, Density
@@ -22,6 +23,8 @@ class SpongePenalty:
     The inner attack takes a part of each batch: ``"pgd"`` moves it by up to ``eps``, ``"unbounded"`` begins with noise
     and may go anywhere in the range, ``"noise"`` is noise, ``"clean"`` leaves it as it is (the penalty that crafted
     inputs are to be better than). Several take turns. Batch norm takes the statistics of the natural part of the batch.
+    Where quantisers are attached, their ranges are those of natural inputs too, and the inner attack does without the
+    rounding of activations.
 
     Args:
         model: any module; called with inputs alone.
@@ -71,7 +74,11 @@ class SpongePenalty:
         attack = self.attacks[number % len(self.attacks)]
         part = x[: max(1, round(self.share * len(x)))]
         both = part if attack == "clean" else torch.cat((part, self.craft(part, attack, number)))
-        with self.density.activations.collecting() as found, natural_statistics(len(part), len(both)):
+        with (
+            self.density.activations.collecting() as found,
+            natural_statistics(len(part), len(both)),
+            settled_ranges(self.model),
+        ):
             self.model(both)
         return self.density.of(found, len(both)).mean()
 
@@ -89,7 +96,7 @@ class SpongePenalty:
         if attack == "unbounded":
             origin, eps = random_inputs(x, None, self.low, self.high, seed), self.high - self.low
         alpha = min(eps, (self.high - self.low) / 4) / self.steps * 1.5
-        with as_deployed(self.model), torch.enable_grad():
+        with as_deployed(self.model), exact_activations(self.model), torch.enable_grad():
             aim = Aim(self.model, origin, self.density, "", self.sigma)
             aim.counts = True  # the density is a count of zeros
             crafted = origin

@@ -21,6 +21,7 @@ from lightning_effnn.callbacks import (
 )
 from lightning_effnn.data import DigitsDataModule
 from lightning_effnn.modules import ImageClassifier, SmallCNN
+from lightning_effnn.quantization import quantize_
 from lightning_effnn.robustness import EnergyGuard, TracedEnergy
 
 
@@ -92,6 +93,16 @@ def test_crafted_inputs_leave_running_statistics_alone():
     for (name, mine), theirs in zip(plain.named_buffers(), trained.buffers(), strict=True):
         if "running" in name:
             assert torch.equal(mine, theirs), name
+
+
+def test_crafted_inputs_leave_ranges_of_quantisers_alone():
+    def ranges(*callbacks):
+        model = classifier()
+        attachment = quantize_(model, "W8A8")
+        fit(list(callbacks), model, epochs=1, max_steps=1)
+        return [quantizer.scale for quantizer in attachment.activations.values()]
+
+    assert torch.equal(torch.stack(ranges()), torch.stack(ranges(SpongeTraining(attack="unbounded", steps=1))))
 
 
 def test_a_resumed_fit_ends_bit_identical(tmp_path):
