@@ -101,7 +101,7 @@ class GraphBlock(nn.Module):
         """
         x = dropout(x, self.dropout, self.training)
         h = self.linear(x)
-        y = self.aggregation(h, self.attention(h, graph), graph)
+        y = self.aggregation(h, self.attention(h, graph), graph).to(self.bias.dtype)  # coefficients are in float32
         y = self.skip(x, y)
         y = self.aggregation_quantizer(y + self._offset(y))
         result: Tensor = self.activation(y)

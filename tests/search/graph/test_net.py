@@ -12,7 +12,7 @@ import torch_geometric as geometric
 
 from lightning_effnn import hardware
 from lightning_effnn.search.graph import BlockConfig, GraphNet, GraphNetConfig
-from lightning_effnn.search.graph.config import ACTIVATIONS, AGGREGATIONS, ATTENTIONS
+from lightning_effnn.search.graph.config import ACTIVATIONS, AGGREGATIONS, ATTENTIONS, NORMS
 from lightning_effnn.search.graph.parts import Graph, LearnedAttention
 
 torch.manual_seed(0)
@@ -157,6 +157,20 @@ def test_autocast_gives_float32_scores_near_those_without(dtype):
         scores = net(X, EDGES)
     assert scores.dtype == torch.float32
     assert torch.allclose(scores, exact, atol=0.1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_network_in_half_precision_gives_float32_scores_near_those_of_the_whole(attention, norm):
+    torch.manual_seed(0)
+    blocks = (BlockConfig(16, attention=attention), BlockConfig(3, attention=attention, skip="linear"))
+    net = GraphNet(GraphNetConfig(5, blocks, norm=norm, dropout=0.0))
+    exact = net(X, EDGES)
+    scores = net.to(torch.bfloat16)(X.bfloat16(), EDGES)
+    scores.sum().backward()
+    assert scores.dtype == torch.float32
+    assert torch.allclose(scores, exact, atol=0.1)
+    assert all(parameter.grad.dtype == torch.bfloat16 for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(
