@@ -17,7 +17,8 @@ HAND_MADE = ("GCN-16", "GCN-64", "GAT 8x8")
 
 def _kind(row: Row) -> str:
     settings = row["settings"]
-    how = [name for name, key in (("mean norm", "norm"), ("taught", "teacher")) if key in settings]
+    how = [f"{letter} of {settings[key]}" for letter, key in (("w", "w_bits"), ("a", "a_bits")) if key in settings]
+    how += [name for name, key in (("mean norm", "norm"), ("taught", "teacher")) if key in settings]
     return ", ".join((row["kind"], *how))
 
 
@@ -70,7 +71,7 @@ def width_tables(rows: Sequence[Row]) -> list[Table]:
     tables = []
     for (graph, split), kinds in _groups(rows).items():
         own = [row for members in kinds.values() for row in members if row["kind"] == "LPGNAS"]
-        found = [row["config"] for row in own if "teacher" not in row["settings"]]
+        found = [row["config"] for row in own if not row["settings"].keys() & {"teacher", "w_bits", "a_bits"}]
         places: dict[str, list[int]] = {}
         for config in found:
             places.setdefault("input_a", []).append(config["input_a"])

@@ -3,6 +3,7 @@
     EFFNN_DATA=/path/to/data effnn run benchmarks/search_graphs --graph cora --split public --seeds 5
     effnn run benchmarks/search_graphs --graph citeseer --split public --seeds 5 --kinds "GAT 8x8" LPGNAS --taught
     effnn run benchmarks/search_graphs --graph amazon_computers --norm mean --epochs 150 --train-epochs 200
+    effnn run benchmarks/search_graphs --graph cora_ml --kinds "GCN-64, bits" --weights 3 4 --activations 4 8
     effnn run benchmarks/search_graphs --seeds 0 --out results.json --plot fronts.png
 
 Every network is trained twice in the same way (Adam, the weights of the best validation), and the one with the better
@@ -52,7 +53,7 @@ from lightning_effnn.search.graph.costs import graph_extents
 Row = dict[str, Any]
 GRAPHS = ("cora", "citeseer", "cora_ml", "amazon_computers")
 KINDS = ("GCN-16", "GCN-64", "GAT 8x8", "GCN-64 W8A8", "GCN-64 W4A8", "GCN-64 W4A4", "LPGNAS", "GCN-64, bits",
-         "GCN-64, 2 or 4 bits", "LPGNAS, fp32", "random")  # fmt: skip
+         "LPGNAS, fp32", "random")  # fmt: skip
 GCN_64: dict[str, Any] = {
     "hidden_channels": (64,), "attention": ("gcn",), "aggregation": ("sum",), "activation": ("relu",),
     "skip": ("none",), "w_bits": (2, 4, 6, 8), "a_bits": (2, 4, 6, 8),
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="none",
         help="of searched and of random networks: mean is for graphs of many edges a node",
     )
+    for name in ("weights", "activations"):
+        parser.add_argument(f"--{name}", type=int, nargs="+", choices=(*range(1, 17), 32), metavar="BITS",
+                            help="bits that searches choose from")  # fmt: skip
     parser.add_argument("--taught", action="store_true", help="train all taught by GCN-64 in fp32 too")
     parser.add_argument("--out", type=Path, default=Path("runs/search_graphs.json"))
     parser.add_argument("--plot", type=Path, help="draw size against accuracy, one panel a graph")
@@ -129,13 +133,13 @@ class Bench:
         if norm:  # what it does by itself
             self._rows("GCN-64", norm, partial(self._trained, replace(hand["GCN-64"], **norm)))
         shared = {"epochs": self.args.epochs, "cost": self.args.cost, **norm}
+        given = {"w_bits": self.args.weights, "a_bits": self.args.activations}
+        bits = {name: options for name, options in given.items() if options}
         for weight in self.args.cost_weight:
-            settings = {**shared, "cost_weight": weight}
+            settings = {**shared, "cost_weight": weight, **bits}
             self._rows("LPGNAS", settings, self._search(**settings))
-            self._rows("GCN-64, bits", settings, self._search(**settings, **GCN_64))
+            self._rows("GCN-64, bits", settings, self._search(**(GCN_64 | settings)))
         settings = {**shared, "cost_weight": min(self.args.cost_weight)}
-        few = GCN_64 | {"w_bits": (2, 4), "a_bits": (2, 4)}
-        self._rows("GCN-64, 2 or 4 bits", settings, self._search(**settings, **few))
         self._rows("LPGNAS, fp32", settings, self._search(**settings, w_bits=(32,), a_bits=(32,)))
         train = cache(self._trained)  # one network may be the best for several weights
         for weight in self.args.cost_weight:

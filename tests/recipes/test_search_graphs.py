@@ -33,7 +33,7 @@ def test_all_networks_of_a_seed_are_measured_once(tmp_path, monkeypatch, capsys)
     rows = json.loads(out.read_text())
     assert [row["kind"] for row in rows] == [
         "GCN-16", "GCN-64", "GAT 8x8", "GCN-64 W8A8", "GCN-64 W4A8", "GCN-64 W4A4", "LPGNAS", "GCN-64, bits",
-        "LPGNAS", "GCN-64, bits", "GCN-64, 2 or 4 bits", "LPGNAS, fp32", "random", "random",
+        "LPGNAS", "GCN-64, bits", "LPGNAS, fp32", "random", "random",
     ]  # fmt: skip
     by_kind = {row["kind"]: row for row in rows}
     assert by_kind["GCN-64"]["weight_bits"] > 6 * by_kind["GCN-64 W4A4"]["weight_bits"]
@@ -41,7 +41,6 @@ def test_all_networks_of_a_seed_are_measured_once(tmp_path, monkeypatch, capsys)
     assert by_kind["GCN-64 W4A4"]["mean_bits"] == 4
     assert by_kind["LPGNAS, fp32"]["mean_bits"] == 32
     assert by_kind["GCN-64, bits"]["mean_bits"] <= 8
-    assert by_kind["GCN-64, 2 or 4 bits"]["mean_bits"] <= 4
     assert [block["width"] for block in by_kind["GCN-64, bits"]["config"]["blocks"]] == [64, 4]
     assert all(row["validation"] == max(value for value, _ in row["starts"]) for row in rows)
     assert all(0 <= row["accuracy"] <= 1 and row["energy_uJ"] > 0 for row in rows)
@@ -62,6 +61,26 @@ def test_only_the_kinds_that_are_asked_for_are_run(tmp_path, monkeypatch):
     assert [row["kind"] for row in json.loads(out.read_text())] == 2 * ["GCN-16", "GCN-64, bits"]
     with pytest.raises(SystemExit):
         search_graphs.main([*arguments, "--kinds", "GCN-17"])
+
+
+def test_searches_choose_from_the_bits_that_are_given(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_geometric")
+    monkeypatch.setattr(search_graphs, "GraphDataModule", lambda *_, **__: SyntheticGraphDataModule(num_nodes=80))
+    out = tmp_path / "out.json"
+    arguments = ["--epochs", "4", "--train-epochs", "2", "--cost-weight", "0.1", "--out", str(out)]
+    arguments += ["--kinds", "GCN-16", "GCN-64, bits", "LPGNAS", "--weights", "3", "5", "--activations", "7"]
+    assert search_graphs.main(arguments) == 0
+    rows = json.loads(out.read_text())
+    for row in rows[1:]:
+        assert row["settings"]["w_bits"] == [3, 5]
+        places = {name: bits for block in row["config"]["blocks"] for name, bits in block.items()}
+        assert {bits for name, bits in places.items() if name.endswith("_w")} <= {3, 5}
+        assert {bits for name, bits in places.items() if name.endswith("_a")} <= {7}
+    assert "GCN-64, bits, w of [3, 5], a of [7] 0.1" in capsys.readouterr().out
+    assert search_graphs.main(arguments) == 0
+    assert json.loads(out.read_text()) == rows
+    with pytest.raises(SystemExit):
+        search_graphs.main([*arguments, "--weights", "0", "4"])
 
 
 def test_a_norm_is_that_of_searched_networks_and_of_one_by_hand(tmp_path, monkeypatch, capsys):
