@@ -117,19 +117,20 @@ class GraphBlock(nn.Module):
 
 
 def quantizer(bits: int, signed: bool = True, weight: bool = False) -> nn.Module:
-    """Return what rounds a tensor to ``bits``, with a step that follows the tensor in training; the identity for 32.
+    """Return what rounds a tensor to ``bits``; the identity for 32.
 
-    A graph network's activations begin small, for its features do, and grow many times as it trains. A learned step
-    that moves by its learning rate doesn't keep up, and what saturates doesn't learn.
+    The step of a weight is learned. That of an activation follows the tensor: a graph network's activations begin
+    small, for its features do, and grow many times as it trains. A step that moves by its learning rate doesn't keep
+    up, and what saturates doesn't learn.
 
     Args:
         bits: of an element.
         signed: whether there are negative numbers.
-        weight: whether the step is that of the tensor at hand, or a running mean.
+        weight: whether it is a weight.
     """
     if bits == FULL:
         return nn.Identity()
-    return TensorQuantizer(bits, signed=signed, momentum=1.0 if weight else 0.1)
+    return TensorQuantizer(bits, signed=signed, scale="learned" if weight else "observed")
 
 
 def linear_part(in_channels: int, width: int, quantizers: Quantizers) -> Linear:
