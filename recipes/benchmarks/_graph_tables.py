@@ -17,7 +17,8 @@ HAND_MADE = ("GCN-16", "GCN-64", "GAT 8x8")
 
 def _kind(row: Row) -> str:
     settings = row["settings"]
-    how = [f"{letter} of {settings[key]}" for letter, key in (("w", "w_bits"), ("a", "a_bits")) if key in settings]
+    given = [(letter, settings[key]) for letter, key in (("w", "w_bits"), ("a", "a_bits")) if key in settings]
+    how = [letter + "|".join(map(str, options)) for letter, options in given]
     how += [name for name, key in (("mean norm", "norm"), ("taught", "teacher")) if key in settings]
     return ", ".join((row["kind"], *how))
 

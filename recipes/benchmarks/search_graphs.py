@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench.run()
     rows = _read(args.out)
     for table in (*tables(rows), *width_tables(rows)):
-        Console(width=120).print(table)
+        Console(width=130).print(table)
     for line in areas(rows):
         print(line)
     if args.plot:

@@ -76,7 +76,7 @@ def test_searches_choose_from_the_bits_that_are_given(tmp_path, monkeypatch, cap
         places = {name: bits for block in row["config"]["blocks"] for name, bits in block.items()}
         assert {bits for name, bits in places.items() if name.endswith("_w")} <= {3, 5}
         assert {bits for name, bits in places.items() if name.endswith("_a")} <= {7}
-    assert "GCN-64, bits, w of [3, 5], a of [7] 0.1" in capsys.readouterr().out
+    assert "GCN-64, bits, w3|5, a7 0.1" in capsys.readouterr().out
     assert search_graphs.main(arguments) == 0
     assert json.loads(out.read_text()) == rows
     with pytest.raises(SystemExit):
