@@ -127,6 +127,18 @@ def test_levels_are_as_many_as_the_bits_say():
     assert len(net.blocks[0].linear.weight_quantizer(net.blocks[0].linear.weight).unique()) <= 4
 
 
+def test_steps_of_weights_are_learned_and_those_of_activations_follow_them():
+    net = one_block(linear_w=4, aggregation_a=4).train()
+    of_weight, of_sum = net.blocks[0].linear.weight_quantizer, net.blocks[0].aggregation_quantizer
+    net(X, EDGES).square().sum().backward()
+    assert of_weight.scale.grad.abs() > 0
+    assert "blocks.0.aggregation_quantizer.scale" not in dict(net.named_parameters())
+    before = of_weight.scale.clone(), of_sum.scale.clone()
+    net(10 * X, EDGES)
+    assert torch.equal(of_weight.scale, before[0])
+    assert of_sum.scale > before[1]
+
+
 def test_a_graph_without_edges_is_a_network_on_each_node():
     net = GraphNet(GraphNetConfig.gcn(5, 3)).eval()
     none = torch.empty(2, 0, dtype=torch.long)
