@@ -1,0 +1,75 @@
+"""A trace describes one inference: its figures are those worked out by hand, whatever batch was traced."""
+
+from functools import cache
+
+import pytest
+import torch
+from families_attention import FAMILIES as ATTENTION
+from families_convolution import FAMILIES as CONVOLUTION
+from families_other import FAMILIES as OTHER
+from family import BATCHES
+
+from lightning_effnn import hardware
+
+FAMILIES = [*ATTENTION, *CONVOLUTION, *OTHER]
+
+
+def each(families):
+    return pytest.mark.parametrize("family", families, ids=lambda family: family.name)
+
+
+def trace_of(family, n, **told):
+    torch.manual_seed(0)
+    return hardware.trace(family.build(n), *family.batch(n), **told)
+
+
+@cache
+def traced(family, n):
+    return trace_of(family, n, **family.told(n))
+
+
+def figures(trace):
+    tpu, eyeriss = hardware.estimate(trace, "tpu_like"), hardware.estimate(trace, "eyeriss_like")
+    return {
+        "energy_uJ on tpu_like": tpu.energy_uJ,
+        "energy_uJ on eyeriss_like": eyeriss.energy_uJ,
+        "dram_kB": tpu.dram_kB,
+        "weights_kB": tpu.weights_kB,
+    }
+
+
+def refusal(family, n):
+    """In which words a batch of which nothing is told is refused; empty where it is counted right."""
+    try:
+        return "" if trace_of(family, n).macs == family.macs else "counted wrong"
+    except ValueError as error:
+        return str(error)
+
+
+@each(FAMILIES)
+def test_the_products_are_those_counted_by_hand(family):
+    assert {n: traced(family, n).macs for n in BATCHES} == dict.fromkeys(BATCHES, family.macs)
+
+
+@each(FAMILIES)
+def test_cost_does_not_depend_on_the_batch_that_was_traced(family):
+    alone = figures(traced(family, 1))
+    for n in BATCHES[1:]:
+        assert figures(traced(family, n)) == pytest.approx(alone, rel=1e-3), f"batch of {n}"
+
+
+@each(FAMILIES)
+def test_every_operation_is_known(family):
+    assert traced(family, 3).unknown == {}
+
+
+@each(FAMILIES)
+def test_a_deployment_batch_does_not_depend_on_the_batch_that_was_traced_either(family):
+    found = {n: trace_of(family, n, batch_size=4, **family.told(n)).macs for n in (1, 3)}
+    assert found[1] == found[3] <= 4 * family.macs
+
+
+@each([family for family in FAMILIES if family.told(1)])
+def test_a_batch_of_which_nothing_is_told_is_counted_right_or_refused_with_what_to_tell(family):
+    answers = {n: refusal(family, n) for n in BATCHES}
+    assert all(not text or "batch_dim" in text or "inferences" in text for text in answers.values()), answers
