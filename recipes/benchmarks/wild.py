@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_effnn._files import write_whole
+from lightning_effnn.recipes.benchmarks._environment import installed
 
 Row = dict[str, Any]
 PROJECTS = tuple(
@@ -60,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _row(name: str, folder: Path) -> Row:
     print(f"== {name}", flush=True)
     start = time.perf_counter()
-    reason = _installed(folder, importlib.import_module(f"lightning_effnn.recipes.wild.{name}").REQUIREMENTS)
+    reason = installed(folder, importlib.import_module(f"lightning_effnn.recipes.wild.{name}").REQUIREMENTS)
     if reason:
         return {"project": name, "skipped": reason}
-    installed = time.perf_counter()
+    ready = time.perf_counter()
     out = folder / "result.json"
     out.unlink(missing_ok=True)
     command = [str(folder / "bin" / "python"), "-m", f"lightning_effnn.recipes.wild.{name}", "--out", str(out)]
@@ -71,35 +69,9 @@ def _row(name: str, folder: Path) -> Row:
     if not out.exists():
         print(done.stdout[-3000:])
         return {"project": name, "ok": False, "error": done.stdout.strip().rpartition("\n")[2]}
-    seconds = {"install_s": round(installed - start, 1), "run_s": round(time.perf_counter() - installed, 1)}
+    seconds = {"install_s": round(ready - start, 1), "run_s": round(time.perf_counter() - ready, 1)}
     found: Row = json.loads(out.read_text())
     return found | seconds
-
-
-def _installed(folder: Path, requirements: Sequence[str]) -> str:
-    """Make the environment, once; return why not, or nothing."""
-    marker = folder / ".installed"
-    if marker.exists():
-        return ""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    shared = [path for path in sys.path if path.endswith("site-packages")]
-    (site / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
-    pinned = folder / "constraints.txt"
-    pinned.write_text(f"torch=={version('torch').partition('+')[0]}\n")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    steps = [[*pip, "-c", str(pinned), "setuptools>=77", *requirements]]
-    root = Path(str(resources.files("lightning_effnn"))).parent
-    if (root / "pyproject.toml").exists():  # a checkout: shared paths don't lead to an editable install
-        steps.append([*pip, "--no-deps", "--no-build-isolation", "-e", str(root)])
-    environment = os.environ | {"PIP_NO_INPUT": "1"}
-    for step in steps:
-        done = subprocess.run(step, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-        if done.returncode:
-            errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
-            return (errors or done.stdout.splitlines() or ["pip failed"])[-1]
-    marker.touch()
-    return ""
 
 
 COLUMNS = (

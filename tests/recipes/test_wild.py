@@ -35,7 +35,7 @@ def test_the_card_shows_the_results():
 
 
 def test_a_project_that_cannot_be_installed_is_passed_over_with_the_reason(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(wild, "_installed", lambda folder, requirements: "ERROR: no such thing")
+    monkeypatch.setattr(wild, "installed", lambda folder, requirements: "ERROR: no such thing")
     assert wild.main(["--only", "chemprop", "--folder", str(tmp_path), "--out", str(tmp_path / "out.json")]) == 0
     assert "chemprop: skipped: ERROR: no such thing" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text()) == [
@@ -47,7 +47,7 @@ def test_a_project_that_fails_fails_the_run(monkeypatch, tmp_path, capsys):
     def run(*_, **__):
         return type("Done", (), {"stdout": "Traceback\nValueError: no", "returncode": 1})
 
-    monkeypatch.setattr(wild, "_installed", lambda folder, requirements: "")
+    monkeypatch.setattr(wild, "installed", lambda folder, requirements: "")
     monkeypatch.setattr(wild.subprocess, "run", run)
     assert wild.main(["--only", "chemprop", "--folder", str(tmp_path)]) == 1
     assert "ValueError: no" in capsys.readouterr().out
