@@ -2,6 +2,9 @@
 
 A trace of the hardware listens (:mod:`lightning_effnn.hardware.trace`); quantisers speak. They meet here, so that
 a quantiser needs nothing but the formats. Without a listener nothing happens.
+
+A listener is a dispatch mode of torch, and it hears what is said in the thread that opened it (and in the threads
+that run that thread's backward pass), for that is where torch keeps its modes.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lightning_effnn._torch import modes
 from lightning_effnn.formats.base import NumberFormat
 
 
 class Listener(Protocol):
-    """What a running trace understands.
+    """A dispatch mode that understands what quantisers say.
 
     Attributes:
         simulated: how many :func:`simulated` blocks are open; above 0 nothing that runs is recorded.
@@ -30,8 +34,13 @@ class Listener(Protocol):
         """Note that ``tensor`` is stored in ``number_format``."""
 
 
-listeners: list[Listener] = []
-"""The traces that are open, the outermost first."""
+def listeners() -> list[Listener]:
+    """Return the listeners that are open in this thread, the outermost first.
+
+    >>> listeners()
+    []
+    """
+    return [mode for mode in modes() if hasattr(mode, "simulated")]
 
 
 def tag(tensor: Tensor, number_format: NumberFormat) -> Tensor:
@@ -49,7 +58,7 @@ def tag(tensor: Tensor, number_format: NumberFormat) -> Tensor:
         >>> tag(torch.ones(2), FixedPoint(8))
         tensor([1., 1.])
     """
-    for listener in listeners:
+    for listener in listeners():
         listener.tag(tensor, number_format)
     return tensor
 
@@ -67,7 +76,7 @@ def simulated() -> Iterator[None]:
         >>> grid
         tensor([0., 2.])
     """
-    present = list(listeners)
+    present = listeners()
     for listener in present:
         listener.simulated += 1
     try:
@@ -88,7 +97,7 @@ def aside() -> Iterator[None]:
         >>> with aside():
         ...     penalty = torch.nn.Linear(2, 1)(torch.zeros(1, 2)).abs().mean()
     """
-    present = list(listeners)
+    present = listeners()
     for listener in present:
         listener.aside += 1
     try:

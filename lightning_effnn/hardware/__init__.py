@@ -16,6 +16,7 @@ from lightning_effnn.hardware.differentiable import EnergyModel
 from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.report import CostReport, LayerCost
 from lightning_effnn.hardware.trace import Trace, Tracer, trace
+from lightning_effnn.hardware.tracing.rules import register_cost
 
 __all__ = [
     "Accelerator",
@@ -32,6 +33,7 @@ __all__ = [
     "estimate",
     "estimate_layers",
     "presets",
+    "register_cost",
     "simulated",
     "tag",
     "trace",

@@ -61,7 +61,8 @@ class Operation:
         fused: vector kinds only: its main input is the output of the operation before it, read by
             nobody else, so a chip applies it on the way out; ``elements_in`` then counts only the
             other inputs.
-        repeats: how often the operation ran with these extents.
+        possible_macs: unknown kinds only: multiply-accumulates that it could be, from the sizes of its operands.
+        repeats: how often the operation runs with these extents; a mean where it differs between inferences.
     """
 
     name: str
@@ -92,7 +93,8 @@ class Operation:
     elements_out: int = 0
     operations: int = 0
     fused: bool = False
-    repeats: int = 1
+    possible_macs: int = 0
+    repeats: float = 1
 
     @property
     def is_mac(self) -> bool:
@@ -107,7 +109,7 @@ class Operation:
     @property
     def macs(self) -> int:
         """Multiply-accumulates, repeats included; 0 for vector kinds."""
-        return math.prod(self.extents) * self.repeats if self.is_mac else 0
+        return round(math.prod(self.extents) * self.repeats) if self.is_mac else 0
 
     @property
     def effectual_macs(self) -> float:
@@ -129,11 +131,15 @@ class Operation:
         return self.B * self.G * self.C * rows * columns
 
     @property
-    def work(self) -> int:
-        """What coverage is measured in: multiply-accumulates, or elements moved and operated on."""
+    def work(self) -> float:
+        """What coverage is measured in: multiply-accumulates, or elements moved and operated on.
+
+        Of an operation that isn't known it is what it could be: the multiply-accumulates of a product with operands
+        of these sizes.
+        """
         if self.is_mac:
             return self.macs
-        return max(self.operations, self.elements_in + self.elements_out) * self.repeats
+        return max(self.operations, self.elements_in + self.elements_out, self.possible_macs) * self.repeats
 
 
 def _span(outputs: int, taps: int, stride: int, dilation: int) -> int:

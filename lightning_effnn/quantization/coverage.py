@@ -12,13 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode
 from lightning_effnn.formats import NumberFormat
-from lightning_effnn.formats.tagging import listeners
 from lightning_effnn.quantization.hooks import hosts_of
 from lightning_effnn.quantization.probe import as_in_inference
 from lightning_effnn.quantization.sites import activation_sites, weight_sites
@@ -153,8 +151,6 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             stack.callback(register_module_forward_pre_hook(self._enter).remove)
             stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
             stack.enter_context(self)
-            listeners.append(self)
-            stack.callback(listeners.remove, self)
             return stack.pop_all()
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:

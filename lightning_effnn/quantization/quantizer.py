@@ -123,7 +123,7 @@ class TensorQuantizer(nn.Module):
         with simulated():
             scale, grid = self._scale_and_grid(x)
             levels = round_to_levels(x, self._beside(scale, x, grid.high), grid)
-            number_format = grid.number_format(_one_number(scale)) if listeners else None
+            number_format = grid.number_format(_one_number(scale)) if listeners() else None
         return levels if number_format is None else tag(levels, number_format)
 
     @property

@@ -315,7 +315,7 @@ FAMILIES = [
         "windows with cosine attention",
         lambda n: Swin(cosine=True),
         copies(3, 8, 12),
-        SWIN + 9 * 2 * HIDDEN + 9 * HIDDEN * H,
+        SWIN,  # the network that makes the biases of positions runs on constants, before deployment
     ),
     Family("mixer of patches", lambda n: Mixer(), copies(3, 8, 12), 6 * D * 48 + 2 * D * 6 * 3 + 2 * 6 * D * HIDDEN),
     Family("transform by constant matrices", lambda n: Fourier(), copies(T, D), T * T * D + 2 * T * D * D),

@@ -200,7 +200,7 @@ class SpaceTime(nn.Module):
         return torch.einsum("vw,nwct->nvct", adjacency, x)
 
 
-SPACE_TIME = NODES * 6 * 2 * H * 3 + NODES * NODES * 2 + NODES * NODES * H * 6
+SPACE_TIME = NODES * 6 * 2 * H * 3 + NODES * NODES * H * 6  # the adjacency is computed from parameters alone
 
 
 class TwoTowers(nn.Module):
@@ -278,7 +278,7 @@ FAMILIES = [
         lambda n: (words(n, T, 20), torch.tensor([4]).repeat(n)),
         4 * 2 * 4 * H * (D + H) + 4 * 2 * H * 4,
     ),
-    Family("low-rank update merged", lambda n: Adapted(), copies(T, D), 5 * 2 * D + T * D * 5),
+    Family("low-rank update merged", lambda n: Adapted(), copies(T, D), T * D * 5),
     Family("weight normalisation", lambda n: weight_norm(nn.Linear(D, H)), copies(T, D), T * D * H),
     Family("messages along kept edges", lambda n: Graph(kept=True), copies(NODES, D), 2 * NODES * D * H),
     Family(
@@ -297,7 +297,7 @@ FAMILIES = [
         lambda n: (repeated(n, 12), words(n, T, 20)),
         12 * D + D * D + D,
     ),
-    Family("points shared by all samples", lambda n: Field(), copies(T), T * D + 8 * 2 * D + 8 * D),
+    Family("points shared by all samples", lambda n: Field(), copies(T), T * D + 8 * D),
     Family(
         "weights made for each sample",
         lambda n: OwnWeights(),

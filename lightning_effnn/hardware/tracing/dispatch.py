@@ -1,35 +1,45 @@
 """The dispatch mode: sees every aten operation, lets it run unchanged, tells the recorder.
 
 Whatever goes wrong in looking at an operation must not reach the user's training: an operation that a
-handler cannot make sense of is counted as unknown, by the elements it reads and writes.
+handler cannot make sense of is counted as unknown, by what it could be, and listed with the reason. Whoever
+works on the handlers traces strictly: then the exception comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
-from torch._C._autograd import _get_sequence_nr
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_effnn._torch import (
+    TorchDispatchMode,
+    in_backward,
+    is_composite,
+    next_sequence_number,
+    node_of_backward,
+)
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import Phase
 from lightning_effnn.hardware.tracing import (  # noqa: F401 (they register their handlers)
     handlers_attention,
     handlers_conv,
+    handlers_linalg,
     handlers_mac,
+    handlers_quantized,
     handlers_recurrent,
+    tables,
 )
-from lightning_effnn.hardware.tracing.handlers_vector import elements, handler_of
+from lightning_effnn.hardware.tracing.handlers_vector import elements, elementwise, handler_of, reduction, untagged
 from lightning_effnn.hardware.tracing.modules import ModuleStack
+from lightning_effnn.hardware.tracing.nested import has_nested, unnested
 from lightning_effnn.hardware.tracing.pieces import Call, Handler, Piece, Product, Vector
-from lightning_effnn.hardware.tracing.recorder import Place, Recorder
-from lightning_effnn.hardware.tracing.tables import FREE
+from lightning_effnn.hardware.tracing.recorder import Recorder
+from lightning_effnn.hardware.tracing.rules import has_rule, possible_macs, rule_for
+from lightning_effnn.hardware.tracing.seen import Place, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +49,29 @@ class _Kind:
     name: str
     composite: bool  # made of others: look at those
     free: bool
+    view: bool
     handler: Handler | None
     arguments: tuple[tuple[str, Any], ...]  # names and defaults
     writes: tuple[str, ...]  # arguments changed in place
+    elementwise: bool
+    reduces: bool
+    random: bool
+    fills: bool
+
+
+@dataclass(slots=True)
+class Unknown:
+    """An operation whose cost isn't known, in all its calls.
+
+    Attributes:
+        elements: how many it read and wrote.
+        modules: where it ran.
+        reason: why it isn't known.
+    """
+
+    elements: int = 0
+    modules: set[str] = field(default_factory=set)
+    reason: str = ""
 
 
 class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -50,15 +80,19 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         recorder: is told of each operation.
         modules: says where it runs.
+        strict: let exceptions of handlers out.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, recorder: Recorder, modules: ModuleStack) -> None:
+    def __init__(self, recorder: Recorder, modules: ModuleStack, strict: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
         self.modules = modules
+        self.strict = strict
         self.simulated = self.aside = 0
+        self.unknown: dict[str, Unknown] = {}
+        self.without_values = False
         self._paused = False
         self._origins: dict[int, str] = {}  # module of each autograd node, by its sequence number
 
@@ -87,82 +121,122 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(hasattr(t, "__tensor_flatten__") for t in types):
             return NotImplemented  # it unwraps itself, then we see what is inside
         kind = _KINDS.get(func) or _learn(func)
-        if kind.composite:
+        if kind.composite and not has_rule(kind.name):
             with self:
                 return func.decompose(*args, **kwargs)
-        inputs = _tensors((args, kwargs))
-        if self.simulated:
-            self._meet_node()
-            result = func(*args, **kwargs)
-            with suppress(Exception):
-                self.recorder.pass_on(self._call(kind, args, kwargs, inputs, _tensors(result)))
-            return result
-        watched = not kind.free
-        seen = place = None
-        with suppress(Exception):  # a kind of tensor that has no storage, strides or values to look at
-            seen, place = self.recorder.look(inputs, count=watched), self._place(inputs)
+        branches = _BRANCHES.get(kind.name)
+        if branches is not None:
+            with self:
+                return branches(*args, **kwargs)
+        inputs: list[Tensor] = []
+        _collect(args, inputs)
+        if kwargs:
+            _collect(kwargs, inputs)
+        self._meet_node()
+        try:
+            seen = self.recorder.look(inputs, count=not kind.free and not self.simulated)
+            reason = None
+        except Exception as error:
+            if self.strict:
+                raise
+            seen, reason = None, error
         result = func(*args, **kwargs)
         try:
-            if seen is None or place is None:
-                raise TypeError("the inputs could not be looked at")
-            call = self._call(kind, args, kwargs, inputs, _tensors(result))
-            touched = call.inputs or call.outputs  # a profiler's mark has no tensors
-            self.recorder.record(call, seen, self._pieces(func, kind, call) if watched and touched else [], place)
-        except Exception:
-            if watched:
-                self.recorder.miss(kind.name, str(func), inputs, self.modules.frame)
+            if seen is None:
+                raise TypeError(f"its inputs could not be looked at ({reason})")
+            self._note(func, kind, args, kwargs, inputs, seen, result)
+        except Exception as error:
+            if self.strict:
+                raise
+            if not kind.free:
+                self._unknown(str(func), sum(t.numel() for t in inputs), error)
+                self.recorder.miss(kind.name, str(func), inputs, self._place(inputs))
         return result
 
-    def _pieces(self, func: Any, kind: _Kind, call: Call) -> list[Piece]:
-        pieces: list[Piece] | None = None
-        if kind.handler is not None:
-            try:
-                pieces = kind.handler(call)
-            except Exception:  # a signature or a layout the handler was not written for
-                pieces = None
+    def _note(
+        self, func: Any, kind: _Kind, args: Any, kwargs: Any, inputs: list[Tensor], seen: Seen, result: Any
+    ) -> None:
+        call = self._call(kind, args, kwargs, inputs, result)
+        if self.simulated:
+            self.recorder.pass_on(call, seen)
+            return
+        if kind.view:
+            if inputs:
+                self.recorder.view(kind.name, call.arguments, inputs[0], call.outputs)
+            return
+        touched = call.inputs or call.outputs  # a profiler's mark has no tensors
+        if touched and not self.without_values:
+            self.without_values = any(t.is_meta or hasattr(t, "fake_mode") for t in touched)
+        place = self._place(inputs)
+        pieces = self._pieces(func, kind, call, args, kwargs, result) if touched and not kind.free else []
+        self.recorder.record(call, seen, pieces, place)
+
+    def _pieces(self, func: Any, kind: _Kind, call: Call, args: Any, kwargs: Any, result: Any) -> list[Piece]:
+        pieces, reason = None, None
+        try:
+            handler = None if has_rule(kind.name) else kind.handler
+            if handler is not None:
+                pieces = unnested(handler, call) if has_nested(call) else handler(call)
+            rule = rule_for(func, kind.name) if pieces is None else None
+            if rule is not None:
+                pieces = rule(call, args, kwargs, result)
+        except Exception as error:  # a signature or a layout the handler was not written for
+            if self.strict:
+                raise
+            reason = error
         if pieces is None:
-            self.recorder.note_unknown(str(func), elements(call.inputs) + elements(call.outputs))
-            return [Vector("unknown", call.inputs, call.outputs)]
+            self._unknown(str(func), elements(call.inputs) + elements(call.outputs), reason)
+            return [Vector("unknown", call.inputs, call.outputs, possible_macs=possible_macs(call))]
         if len(pieces) == 1 and not isinstance(pieces[0], Product):
             call.keeps_format = pieces[0].keeps_format
         return pieces
 
-    def _call(
-        self, kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor], outputs: list[Tensor]
-    ) -> Call:
+    def _unknown(self, op: str, number: int, reason: Exception | None) -> None:
+        entry = self.unknown.setdefault(op, Unknown())
+        entry.elements += number
+        entry.modules.add(self.modules.frame.name)
+        if not entry.reason:
+            entry.reason = f"{type(reason).__name__}: {reason}" if reason else "no rule says what it costs"
+
+    def _call(self, kind: _Kind, args: Any, kwargs: Any, inputs: list[Tensor], result: Any) -> Call:
         arguments = dict(kind.arguments)
         arguments.update(zip(arguments, args, strict=False))
         arguments.update(kwargs)
-        written = _tensors([arguments[name] for name in kind.writes])
-        batch = self.recorder.batch
+        written: list[Tensor] = []
+        for name in kind.writes:
+            _collect(arguments[name], written)
+        outputs: list[Tensor] = []
+        _collect(result, outputs)
         return Call(
             name=kind.name,
             arguments=arguments,
             inputs=inputs,
             outputs=outputs or written,
             written=written,
-            tainted=self.recorder.book.tainted,
-            batch_size=None if batch is None else batch.size,
-            backward=_in_backward(),
+            varies=self.recorder.varies,
+            backward=in_backward(),
+            elementwise=kind.elementwise,
+            reduces=kind.reduces,
+            random=kind.random,
+            fills=kind.fills,
         )
 
     def _meet_node(self) -> None:
         # autograd made this operation's node just before dispatching it: the first operation to
         # see a sequence number is the one that the node belongs to.
-        if not _in_backward():
-            self._origins.setdefault(_get_sequence_nr() - 1, self.modules.frame.name)
+        if not in_backward():
+            self._origins.setdefault(next_sequence_number() - 1, self.modules.frame.name)
 
     def _place(self, inputs: list[Tensor]) -> Place:
-        if _in_backward():
+        if in_backward():
             return Place(self._origin(inputs), -1, "backward")
-        self._meet_node()
         frame = self.modules.frame
         phase: Phase = "loss" if frame.loss else "forward"
         return Place(frame.name, frame.number, phase)
 
     def _origin(self, inputs: list[Tensor]) -> str:
-        node = torch._C._current_autograd_node()
-        name = self._origins.get(node._sequence_nr()) if node is not None else None
+        node = node_of_backward()
+        name = self._origins.get(node) if node is not None else None
         if name is not None:
             return name
         records = [r for r in map(self.recorder.book.of, inputs) if r is not None]
@@ -172,6 +246,18 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return next((r.module for r in records if r.module), "")
 
 
+def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+    return (true_fn if pred else false_fn)(*operands)
+
+
+def _while(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carried: Any, additional: Any = ()) -> Any:
+    while cond_fn(*carried, *additional):
+        carried = body_fn(*carried, *additional)
+    return carried
+
+
+_BRANCHES: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while}
+"""Control flow: what runs inside is looked at, the branch that is taken."""
 _KINDS: dict[Any, _Kind] = {}
 _NO_WORK = ("prim", "fsdp", "c10d", "_c10d_functional", "c10d_functional")
 """Namespaces of what is none of an inference's work: bookkeeping, and weights sent between training processes."""
@@ -181,35 +267,36 @@ def _learn(func: Any) -> _Kind:
     schema = getattr(func, "_schema", None)
     if schema is None:  # a higher-order operator
         name = str(getattr(func, "name", lambda: func)())
-        kind = _Kind(name, False, False, handler_of(func, name), (), ())
+        kind = _Kind(name, False, False, False, handler_of(func, name), (), (), False, False, False, False)
     else:
         namespace, _, name = schema.name.partition("::")
         name = name if name.startswith("__") else name.rstrip("_")
-        composite = _dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd)
-        free = func.is_view or name in FREE or torch.Tag.inplace_view in func.tags or namespace in _NO_WORK
         known = name if namespace == "aten" else f"{namespace}::{name}"
+        handler = handler_of(func, known)
         kind = _Kind(
             name=known,
-            composite=composite,
-            free=free,
-            handler=handler_of(func, known),
+            composite=is_composite(func),
+            free=func.is_view or name in tables.FREE or torch.Tag.inplace_view in func.tags or namespace in _NO_WORK,
+            view=func.is_view,
+            handler=handler,
             arguments=tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments),
             writes=tuple(a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write),
+            elementwise=handler in (elementwise, untagged),
+            reduces=handler is reduction,
+            random=known in tables.RANDOM,
+            fills=known in tables.FACTORIES | tables.NEW | tables.LIKE and known not in tables.RANDOM,
         )
     _KINDS[func] = kind
     return kind
 
 
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
-def _tensors(value: Any) -> list[Tensor]:
+def _collect(value: Any, found: list[Tensor]) -> None:
     """Tensors in arguments or results, in their order."""
     if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [t for v in value for t in _tensors(v)]
-    if isinstance(value, dict):
-        return [t for v in value.values() for t in _tensors(v)]
-    return []
+        found.append(value)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _collect(part, found)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _collect(part, found)

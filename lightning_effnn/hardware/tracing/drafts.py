@@ -1,19 +1,45 @@
-"""From pieces to operations: scaling to the deployment batch, fusing, merging.
+"""From pieces to operations: scaling to the deployment batch, folding, fusing, merging.
 
-While the batch runs, each piece becomes a :class:`Draft`. What needs the whole trace is decided at the
-end: whether a step can be fused depends on who else reads its input, and counts of non-zeros are only
-then fetched from their device.
+While the batch runs, each piece becomes a :class:`Draft` with the numbers of the batch that ran, and with the
+axes of the batch that each number holds. What needs the whole trace is decided at the end: which axis is the
+batch, what is work on constants alone (done before deployment, so no part of an inference), whether a step can
+be fused; and counts of non-zeros are only then fetched from their device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import Kind, Operation, Phase
+from lightning_effnn.hardware.tracing.axes import Held, Label
 from lightning_effnn.hardware.tracing.pieces import Piece
 from lightning_effnn.hardware.tracing.storage import Count
+
+Size = tuple[int, tuple[tuple[Held, ...], ...]]
+"""A number of elements in the batch that ran, and the axes of the batch that it holds: those of a tensor, or those
+of each of several tensors, where it grows with the one that has most of them."""
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    """A constant that an operation reads.
+
+    Attributes:
+        key: the same for the same constant.
+        name: the parameter or buffer that it is, or is computed from.
+        elements: how many numbers are stored.
+        labels: axes which, if they are the batch, make it no constant.
+    """
+
+    key: object
+    name: str
+    elements: int
+    count: Count | None
+    format: NumberFormat
+    labels: tuple[Label, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -22,10 +48,19 @@ class Draft:
 
     Attributes:
         frame: number of the module call it ran in.
-        sources: for each tensor it reads, which operation wrote it and how many elements it has.
+        extents, held: loop extents, and for each the axes in it: label, factor, and whether the factor still
+            has to be multiplied with the deployment's share.
+        share: labels, and the part of the whole batch's rows that this is about, where it is not all.
+        sources: for each tensor it reads, which operation wrote it and its size.
         previous: the operation right before it, leaving out those on constants alone.
         readers: how many operations read what it wrote.
         fusable: whether it could be applied to its input on the input's way out.
+        bias: elements of a constant that it adds; 0 if it does anything else.
+        possible: multiply-accumulates that an unknown operation could be.
+        varies: whether it reads something that depends on the batch's values.
+        labels: axes which, if they are the batch, make it more than work on constants.
+        w_labels: the same for the second factor.
+        loose: labels whose place among the extents isn't known.
     """
 
     name: str
@@ -37,91 +72,156 @@ class Draft:
     w_format: NumberFormat
     o_format: NumberFormat
     extents: dict[str, int] = field(default_factory=dict)
+    held: dict[str, list[tuple[Label, Fraction, bool]]] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+    share: list[tuple[Label, Fraction, bool]] = field(default_factory=list)
     w_count: Count | None = None
     i_count: Count | None = None
     o_count: Count | None = None
-    w_constant: bool = True
-    elements_in: int = 0
-    elements_out: int = 0
-    operations: int = 0
+    w_varies: bool = False
+    w_labels: tuple[Label, ...] = ()
+    reads: list[Size] = field(default_factory=list)
+    writes: list[Size] = field(default_factory=list)
+    operations: Size = (0, ())
     repeats: int = 1
-    sources: list[tuple[int | None, int]] = field(default_factory=list)
+    sources: list[tuple[int | None, Size]] = field(default_factory=list)
     previous: int | None = None
     readers: int = 0
     fusable: bool = False
-    fused: bool = False
+    bias: int = 0
+    varies: bool = True
+    labels: tuple[Label, ...] = ()
+    constants: list[Read] = field(default_factory=list)
+    possible: int = 0
     piece: Piece | None = None  # until its results are known to be written by this
 
+    def charged(self) -> bool:
+        """Whether it is work of an inference, not on constants alone."""
+        return self.varies or any(label.verdict for label in self.labels)
 
-def scaled(number: int, scale: Fraction) -> int:
-    """``number`` for the deployment batch, rounded up; something stays something."""
-    return number if scale == 1 else -(-number * scale.numerator // scale.denominator)
+
+@dataclass(frozen=True)
+class Deployment:
+    """What the batch that ran is scaled to.
+
+    Attributes:
+        batch_size: inferences of the deployment batch.
+        inferences: inferences of the batch that ran; ``None`` if it isn't known, and nothing is scaled.
+    """
+
+    batch_size: int
+    inferences: int | None
+
+    @property
+    def share(self) -> Fraction:
+        """Inferences wanted for one that ran."""
+        return Fraction(self.batch_size, self.inferences) if self.inferences else Fraction(1)
+
+    def scaled(self, *sizes: Size) -> int:
+        """The sum of these numbers of elements, rounded up; something stays something."""
+        total = Fraction(0)
+        for number, tensors in sizes:
+            held = max(([r for label, r in axes if label.verdict] for axes in tensors), key=len, default=[])
+            total += number * math.prod((ratio * self.share for ratio in held), start=Fraction(1))
+        return math.ceil(total)
+
+    def extents(self, draft: Draft) -> tuple[dict[str, int], Fraction]:
+        """Loop extents, rounded up, and what their product has to be multiplied with to be exact."""
+        extents, exact = dict(draft.extents), Fraction(1)
+        for name, axes in draft.held.items():
+            extent: Fraction = Fraction(extents[name])
+            for label, ratio, whole in axes:
+                if label.verdict:
+                    extent *= ratio * (self.share if whole else 1)
+            extents[name] = math.ceil(extent)
+            exact *= extent / extents[name]
+        return extents, exact
+
+    def repeats(self, draft: Draft) -> Fraction:
+        """How often it runs, where it is about a part of the batch only."""
+        times = Fraction(draft.repeats)
+        for label, part, held in draft.share:
+            if label.verdict:
+                times *= part if held else self.share
+        return times
 
 
-def finish(drafts: list[Draft]) -> tuple[Operation, ...]:
-    """Fuse, merge repeated operations within a module call, and fetch the densities."""
-    ordered: list[Draft] = []
+def finish(drafts: list[Draft], deployment: Deployment) -> tuple[Operation, ...]:
+    """Drop work on constants, fuse, merge repeated operations, and fetch the densities."""
+    training = any(draft.phase == "backward" for draft in drafts)  # a step prepares its constants anew
+    ordered: list[tuple[Draft, int | None]] = []
+    places: dict[int, int] = {}
     for draft in drafts:
-        saved = _handed_on(draft, drafts)
-        at = len(ordered)
-        if saved is not None and draft.previous is not None:
-            draft.fused, draft.elements_in = True, draft.elements_in - saved
-            host = drafts[draft.previous]
-            while ordered[at - 1] is not host:  # work on constants in between can be done beforehand
-                at -= 1
-        ordered.insert(at, draft)
-    groups: dict[tuple[object, ...], list[Draft]] = {}
-    for draft in ordered:
-        groups.setdefault(_key(draft), []).append(draft)
-    return tuple(_operation(group) for group in groups.values())
+        if not (training or draft.charged()):
+            continue
+        at, saved = len(ordered), None
+        host = drafts[draft.previous] if draft.previous is not None else None
+        if host is not None and id(host) in places:
+            saved = _handed_on(draft, host, deployment)
+            if saved is not None and _is_bias(draft, host, deployment):
+                host.o_format, host.o_count = draft.o_format, draft.o_count
+                host.readers, places[id(draft)] = draft.readers, places[id(host)]
+                continue
+            if saved is not None:  # work on constants in between can be done beforehand
+                at = places[id(host)] + 1
+                if at < len(ordered):
+                    places = {key: place + (place >= at) for key, place in places.items()}
+        places[id(draft)] = at
+        ordered.insert(at, (draft, saved))
+    groups: dict[tuple[object, ...], list[tuple[Draft, Operation, Fraction]]] = {}
+    for draft, saved in ordered:
+        operation, times = _operation(draft, saved, deployment)
+        frame = None if any(label.verdict for label, _, _ in draft.share) else draft.frame
+        groups.setdefault((frame, operation), []).append((draft, operation, times))
+    return tuple(_merged(group) for group in groups.values())
 
 
-def _handed_on(draft: Draft, drafts: list[Draft]) -> int | None:
+def _handed_on(draft: Draft, host: Draft, deployment: Deployment) -> int | None:
     """Elements that need not be read because the operation before hands them on; ``None`` if not fused."""
-    if not draft.fusable or draft.previous is None or drafts[draft.previous].readers != 1:
+    if not draft.fusable or host.readers != 1:
         return None
-    return next((number for source, number in draft.sources if source == draft.previous), None)
+    return next((deployment.scaled(size) for source, size in draft.sources if source == draft.previous), None)
 
 
-def _key(draft: Draft) -> tuple[object, ...]:
-    return (
-        draft.frame,
-        draft.name,
-        draft.op,
-        draft.kind,
-        draft.phase,
-        tuple(draft.extents.values()),
-        draft.i_format,
-        draft.w_format,
-        draft.o_format,
-        draft.w_constant,
-        draft.elements_in,
-        draft.elements_out,
-        draft.operations,
-        draft.fused,
+def _is_bias(draft: Draft, host: Draft, deployment: Deployment) -> bool:
+    """Whether a constant is added to each column of a product: into the accumulator, as if it were its bias."""
+    if not draft.bias or not host.extents or host.phase == "backward":
+        return False
+    extents, _ = deployment.extents(host)
+    return draft.bias in (extents["K"] * extents["G"], extents["K"])
+
+
+def _operation(draft: Draft, saved: int | None, deployment: Deployment) -> tuple[Operation, Fraction]:
+    extents, exact = deployment.extents(draft)
+    operation = Operation(
+        name=draft.name,
+        op=draft.op,
+        kind=draft.kind,
+        phase=draft.phase,
+        w_format=draft.w_format,
+        i_format=draft.i_format,
+        o_format=draft.o_format,
+        w_constant=not draft.w_varies and not any(label.verdict for label in draft.w_labels),
+        elements_in=deployment.scaled(*draft.reads) - (saved or 0),
+        elements_out=deployment.scaled(*draft.writes),
+        operations=deployment.scaled(draft.operations),
+        possible_macs=deployment.scaled((draft.possible, draft.operations[1])) if draft.possible else 0,
+        fused=saved is not None,
+        **extents,
+        **draft.windows,
     )
+    return operation, exact * deployment.repeats(draft)
 
 
-def _operation(group: list[Draft]) -> Operation:
-    first = group[0]
-    return Operation(
-        name=first.name,
-        op=first.op,
-        kind=first.kind,
-        phase=first.phase,
-        w_format=first.w_format,
-        i_format=first.i_format,
-        o_format=first.o_format,
-        w_density=_density([d.w_count for d in group]),
-        i_density=_density([d.i_count for d in group]),
-        o_density=_density([d.o_count for d in group]),
-        w_constant=first.w_constant,
-        elements_in=first.elements_in,
-        elements_out=first.elements_out,
-        operations=first.operations,
-        fused=first.fused,
-        repeats=sum(d.repeats for d in group),
-        **first.extents,
+def _merged(group: list[tuple[Draft, Operation, Fraction]]) -> Operation:
+    drafts = [draft for draft, _, _ in group]
+    times = sum((times for _, _, times in group), Fraction(0))
+    return replace(
+        group[0][1],
+        w_density=_density([d.w_count for d in drafts]),
+        i_density=_density([d.i_count for d in drafts]),
+        o_density=_density([d.o_count for d in drafts]),
+        repeats=int(times) if times.denominator == 1 else float(times),
     )
 
 

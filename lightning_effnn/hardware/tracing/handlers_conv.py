@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_effnn.hardware.operation import MacKind
-from lightning_effnn.hardware.tracing.handlers_mac import gemm
+from lightning_effnn.hardware.tracing import tables
+from lightning_effnn.hardware.tracing.handlers_mac import Axes, gemm
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector, handles
 
 
@@ -48,35 +49,16 @@ class _Shape:
         }
 
 
-@handles(
-    "convolution",
-    "_convolution",
-    "convolution_overrideable",
-    "cudnn_convolution",
-    "cudnn_convolution_transpose",
-    "cudnn_convolution_relu",
-    "mkldnn_convolution",
-    "miopen_convolution",
-    "miopen_convolution_transpose",
-    "miopen_depthwise_convolution",
-    "_slow_conv2d_forward",
-    "slow_conv3d_forward",
-    "slow_conv_dilated2d",
-    "slow_conv_dilated3d",
-    "slow_conv_transpose2d",
-    "slow_conv_transpose3d",
-    "_conv_depthwise2d",
-    "conv_depthwise3d",
-)
+@handles(*tables.CONVOLUTIONS)
 def convolution(call: Call) -> list[Piece] | None:
     """``[N, C, (D, H,) W]`` with ``[K, C / groups, (FZ, FY,) FX]``."""
     source, weight, result = call.get("input", "self"), call.get("weight"), call.outputs[0]
     transposed = _transposed(call)
     shape = _shape(call, source, weight, result, transposed)
-    batch = _batch(call, source, weight)
+    axes = _axes(shape, source, weight)
     if transposed:
-        return [_transposed_product(shape, source, weight, batch), _col2im(shape, source, result)]
-    return [_product(shape, weight, source, result, batch)]
+        return [_transposed_product(shape, source, weight, axes), _col2im(shape, source, result)]
+    return [_product(shape, weight, source, result, axes)]
 
 
 @handles("convolution_backward", "convolution_backward_overrideable")
@@ -91,18 +73,18 @@ def convolution_backward(call: Call) -> list[Piece] | None:
     of_input = next(given, None) if wants_input else None
     of_weight = next(given, None) if wants_weight else None
     of_bias = next(given, None) if wants_bias else None
-    batch = _batch(call, grad, weight)
+    axes = _axes(shape, grad, weight)
     pieces: list[Piece] = []
     if wants_input:
-        pieces.append(_input_gradient(shape, weight, grad, of_input, batch, transposed))
+        pieces.append(_input_gradient(shape, weight, grad, of_input, axes, transposed))
     if wants_weight:
-        pieces.append(_weight_gradient(shape, source, grad, of_weight, batch, transposed))
+        pieces.append(_weight_gradient(shape, source, grad, of_weight, axes, transposed))
     if of_bias is not None:
         pieces.append(Vector("reduce", [grad], [of_bias], grad.numel()))
     return pieces
 
 
-def _product(shape: _Shape, weight: Tensor | None, source: Tensor | None, result: Tensor | None, batch: str) -> Product:
+def _product(shape: _Shape, weight: Tensor | None, source: Tensor | None, result: Tensor | None, axes: Axes) -> Product:
     extents = {
         "B": shape.batch * shape.out_size[0],
         "G": shape.groups,
@@ -113,13 +95,13 @@ def _product(shape: _Shape, weight: Tensor | None, source: Tensor | None, result
         "FY": shape.filter_size[1],
         "FX": shape.filter_size[2],
     }
-    return Product(shape.kind, extents, weight, source, result, batch, shape.windows)
+    return Product(shape.kind, extents, weight, source, result, axes, shape.windows)
 
 
-def _transposed_product(shape: _Shape, source: Tensor, weight: Tensor, batch: str) -> Product:
+def _transposed_product(shape: _Shape, source: Tensor, weight: Tensor, axes: Axes) -> Product:
     positions = shape.batch * math.prod(shape.in_size)
     patch = shape.out_per_group * math.prod(shape.filter_size)
-    return gemm(positions, shape.in_per_group, patch, groups=shape.groups, weight=weight, input=source, batch=batch)
+    return gemm(positions, shape.in_per_group, patch, groups=shape.groups, weight=weight, input=source, axes=axes)
 
 
 def _col2im(shape: _Shape, source: Tensor, result: Tensor) -> Vector:
@@ -129,7 +111,7 @@ def _col2im(shape: _Shape, source: Tensor, result: Tensor) -> Vector:
 
 
 def _input_gradient(
-    shape: _Shape, weight: Tensor, grad: Tensor, result: Tensor | None, batch: str, transposed: bool
+    shape: _Shape, weight: Tensor, grad: Tensor, result: Tensor | None, axes: Axes, transposed: bool
 ) -> Product:
     if transposed:  # an ordinary product of patches of the gradient
         return gemm(
@@ -140,9 +122,9 @@ def _input_gradient(
             weight=weight,
             input=grad,
             output=result,
-            batch=batch,
+            axes=axes,
         )
-    product = _product(shape, weight, grad, result, batch)
+    product = _product(shape, weight, grad, result, axes)
     # The same loops with input and output channels exchanged.
     product.extents["K"] = shape.in_per_group
     product.extents["C"] = shape.out_per_group * shape.filter_size[0]
@@ -151,9 +133,9 @@ def _input_gradient(
 
 
 def _weight_gradient(
-    shape: _Shape, source: Tensor, grad: Tensor, result: Tensor | None, batch: str, transposed: bool
+    shape: _Shape, source: Tensor, grad: Tensor, result: Tensor | None, axes: Axes, transposed: bool
 ) -> Product:
-    inner = "C" if batch == "B" else batch
+    inner = {"C": [(source, 0), (grad, 0)], "G": axes["G"]}
     if transposed or shape.filter_size[0] > 1 or shape.out_size[0] > 1:
         positions = math.prod(shape.in_size if transposed else shape.out_size)
         return gemm(
@@ -164,7 +146,7 @@ def _weight_gradient(
             weight=grad,
             input=source,
             output=result,
-            batch=inner,
+            axes=inner,
         )
     # A convolution of the input with the gradient as its filter: samples are the channels summed over,
     # stride and dilation change places.
@@ -209,12 +191,10 @@ def _transposed(call: Call) -> bool:
     return bool(call.get("transposed")) or "transpose" in call.name
 
 
-def _batch(call: Call, source: Tensor, weight: Tensor) -> str:
-    size = call.batch_size
-    groups = int(call.get("groups") or 1)
-    if call.tainted(weight) and source.shape[0] == 1 and size and groups % size == 0:
-        return "G"  # filters of each sample's own, the samples laid out as groups
-    return "B" if call.tainted(source) else ""
+def _axes(shape: _Shape, source: Tensor, weight: Tensor) -> Axes:
+    if shape.groups > 1:  # filters of each sample's own have the samples among the groups
+        return {"B": [(source, 0)], "G": [(source, 1), (weight, 0)]}
+    return {"B": [(source, 0)], "G": [], "K": [(weight, 0)]}
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:

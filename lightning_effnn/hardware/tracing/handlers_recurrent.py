@@ -68,16 +68,16 @@ def _cudnn(call: Call, backward: bool) -> list[Piece] | None:
 
 
 def _layer(call: Call, source: Tensor, steps: int, mode: int, weights: Sequence[Tensor], result: Tensor) -> list[Piece]:
-    batch = "B" if call.tainted(source) else ""
+    axes = _rows_of(source)
     rows = source.numel() // source.shape[-1]
     each, repeats = _steps(rows, steps)
     first, hidden = weights[0], weights[1]
     projections = weights[2:]  # an LSTM's projection of the hidden state
     width = first.shape[0] // _GATES[mode]
     units = rows * width
-    pieces: list[Piece] = [gemm(rows, first.shape[1], first.shape[0], weight=first, input=source, batch=batch)]
+    pieces: list[Piece] = [gemm(rows, first.shape[1], first.shape[0], weight=first, input=source, axes=axes)]
     for weight in (hidden, *projections):
-        pieces.append(gemm(each, weight.shape[1], weight.shape[0], weight=weight, batch=batch, repeats=repeats))
+        pieces.append(gemm(each, weight.shape[1], weight.shape[0], weight=weight, axes=axes, repeats=repeats))
     gates = Vector(
         "elementwise",
         [source],
@@ -92,19 +92,23 @@ def _layer(call: Call, source: Tensor, steps: int, mode: int, weights: Sequence[
 def _layer_backward(
     call: Call, source: Tensor, steps: int, mode: int, weights: Sequence[Tensor], result: Tensor
 ) -> list[Piece]:
-    batch = "B" if call.tainted(source) else ""
-    inner = "C" if batch else ""
+    axes = _rows_of(source)
+    inner = {"C": axes["B"]}
     rows = source.numel() // source.shape[-1]
     each, repeats = _steps(rows, steps)
     pieces: list[Piece] = []
     for number, weight in enumerate(weights):
         columns, width = weight.shape
         times, height = (1, rows) if number == 0 else (repeats, each)
-        pieces.append(gemm(height, columns, width, weight=weight, batch=batch, repeats=times))
-        pieces.append(gemm(columns, rows, width, input=source if number == 0 else None, batch=inner))
+        pieces.append(gemm(height, columns, width, weight=weight, axes=axes, repeats=times))
+        pieces.append(gemm(columns, rows, width, input=source if number == 0 else None, axes=inner))
     units = rows * weights[0].shape[0]
     gates = Vector("elementwise", [source], [result], 2 * CELL_OPERATIONS[mode] * units, 2 * units, units)
     return [*pieces, gates]
+
+
+def _rows_of(source: Tensor) -> dict[str, list[tuple[Tensor, int]]]:
+    return {"B": [(source, dim) for dim in range(source.dim() - 1)]}
 
 
 def _steps(rows: int, steps: int) -> tuple[int, int]:

@@ -40,13 +40,24 @@ def elementwise(call: Call) -> list[Piece] | None:
 def move(call: Call) -> list[Piece] | None:
     """Copies: elements read and written, nothing computed."""
     reads = call.inputs
+    if call.name == "_to_copy" and reads[0].dtype == call.outputs[0].dtype:
+        return rearrange(call)
     if call.name in ("copy", "_copy_from", "as_strided_scatter"):
         reads = reads[1:]  # the destination is overwritten, not read
     elif call.name in ("fill", "zero", "random", "uniform", "normal", "bernoulli", "exponential"):
         reads = []
-    elif call.name.startswith("new_") or call.name.endswith("_like") or call.name in tables.FACTORIES:
+    elif call.random:
         reads = []  # only the shape of the argument is looked at
+    elif call.fills:
+        return []  # a value that is known beforehand needs no memory to come from
     return [Vector("move", reads, call.outputs, keeps_format=True)]
+
+
+@handles(*tables.COPIES)
+def rearrange(call: Call) -> list[Piece] | None:
+    """The same values in another order: an array reads them in whatever order they are stored."""
+    call.keeps_format = True
+    return []
 
 
 @handles(*tables.REDUCTIONS)
@@ -71,11 +82,11 @@ def distances(call: Call) -> list[Piece] | None:
 def gather(call: Call) -> list[Piece] | None:
     """Elements taken and the indices that say which; never the whole table."""
     found = elements(call.outputs)
-    indices = sum(t.numel() for t in call.inputs[1:] if not t.is_floating_point())
+    indices = [t for t in call.inputs[1:] if not t.is_floating_point()]
     steps = 0
     if call.name in ("bucketize", "searchsorted"):  # a binary search for each element
         steps = found * log2(max((t.shape[-1] for t in call.inputs if t.dim()), default=1))
-    return [Vector("gather", call.inputs, call.outputs, steps, elements_in=found + indices, keeps_format=True)]
+    return [Vector("gather", call.inputs, call.outputs, steps, elements_in=found, also=indices, keeps_format=True)]
 
 
 @handles("_embedding_bag", "_embedding_bag_forward_only")
@@ -87,8 +98,8 @@ def embedding_bag(call: Call) -> list[Piece] | None:
     operations = taken * (1 if weights is None else 2)
     if call.get("mode") == 1:  # the mean divides each output
         operations += tables.FUNCTION_OPERATIONS * call.outputs[0].numel()
-    read = taken + indices.numel() + (0 if weights is None else weights.numel())
-    return [Vector("gather", call.inputs, call.outputs[:1], operations, elements_in=read)]
+    read = taken + (0 if weights is None else weights.numel())
+    return [Vector("gather", call.inputs, call.outputs[:1], operations, elements_in=read, also=[indices])]
 
 
 @handles(*tables.SCATTERS)
@@ -96,10 +107,11 @@ def scatter(call: Call) -> list[Piece] | None:
     """Elements sent to where the indices say: read, added, written; memory traffic and additions."""
     source = call.get("src", "source", "values", "value", "grad_output", "grad", "grad_in")
     sent = source.numel() if isinstance(source, Tensor) else call.inputs[-1].numel()
-    indices = sum(t.numel() for t in call.inputs if t.dtype is torch.int64)
+    indices = [t for t in call.inputs if t.dtype is torch.int64 and t is not source and t is not call.inputs[0]]
     inplace = any(call.outputs[0] is t for t in call.inputs)
     old = sent if inplace else call.outputs[0].numel()  # what is there already is read and written back
-    return [Vector("scatter", call.inputs, call.outputs, sent, sent + indices + old, sent if inplace else old)]
+    written = sent if inplace else old
+    return [Vector("scatter", call.inputs, call.outputs, sent, sent + old, written, also=indices)]
 
 
 @handles(*tables.SORTS)

@@ -67,7 +67,7 @@ class LeafDraft:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether ``module`` has no children; parametrizations are part of the module."""
-    return all(name == "parametrizations" for name in module._modules)
+    return all(name == "parametrizations" for name, _ in module.named_children())
 
 
 def measure(name: str, module: nn.Module, args: tuple[Any, ...], output: Any, book: StorageBook) -> LeafDraft:

@@ -2,11 +2,12 @@
 
 Nothing is hooked on the user's modules, and a module that is not called through ``__call__`` (the
 ``training_step`` of a LightningModule) needs no special care: its children carry names from
-``named_modules()`` whoever calls them.
+``named_modules()`` whoever calls them. Only calls in the thread that traces are followed.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class ModuleStack:
         self._on_enter, self._on_leave = on_enter, on_leave
         self._stack: list[Frame] = [Frame()]
         self._calls = 0
+        self._thread = threading.get_ident()
 
     @property
     def frame(self) -> Frame:
@@ -59,6 +61,8 @@ class ModuleStack:
         stack.callback(after.remove)
 
     def _before(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return  # torch's global hooks hear every thread
         parent = self.frame
         name = self._names.get(id(module))
         if name is None:  # made on the fly
@@ -68,7 +72,7 @@ class ModuleStack:
         self._on_enter(module, args)
 
     def _after(self, module: nn.Module, args: Any, result: Any) -> None:
-        if len(self._stack) > 1:
+        if threading.get_ident() == self._thread and len(self._stack) > 1:
             frame = self._stack.pop()
             self._on_leave(frame, module, args, result)
 

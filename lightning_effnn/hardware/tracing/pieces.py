@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import MacKind, VectorKind
 
 
@@ -22,8 +23,10 @@ class Product:
     Attributes:
         weight, input, output: the tensors whose formats and densities the operands have; ``None`` is
             dense and of the output's dtype.
-        batch: the extent that grows with the batch: ``"B"``, ``"G"``, ``"K"``, ``"C"`` or, for none, ``""``.
+        axes: the dimensions that each extent is made of, as pairs of a tensor and its dimension: the
+            batch, wherever it lies in them, is in that extent.
         windows: strides and dilations, by field name.
+        w_format: how the second factor is stored, where its tensor only packs it.
     """
 
     kind: MacKind
@@ -31,9 +34,10 @@ class Product:
     weight: Tensor | None = None
     input: Tensor | None = None
     output: Tensor | None = None
-    batch: str = ""
+    axes: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)
     repeats: int = 1
+    w_format: NumberFormat | None = None
 
 
 @dataclass(slots=True)
@@ -44,9 +48,11 @@ class Vector:
         reads: tensors read, the main one first. Their stored elements are what is read, unless
             ``elements_in`` says otherwise (a gather reads only what it takes).
         writes: tensors written; likewise ``elements_out``.
+        also: tensors that are read whole beside ``elements_in`` (indices).
         fusable: whether a chip can apply it to the main input on its way out.
         keeps_format: whether what is written are values of what was read (a copy, a maximum).
         loss: whether it belongs to the loss whatever module it runs in.
+        possible_macs: multiply-accumulates that an operation which isn't known could be.
     """
 
     kind: VectorKind
@@ -55,9 +61,11 @@ class Vector:
     operations: int = 0
     elements_in: int | None = None
     elements_out: int | None = None
+    also: Sequence[Tensor] = ()
     fusable: bool = False
     keeps_format: bool = False
     loss: bool = False
+    possible_macs: int = 0
 
 
 Piece = Product | Vector
@@ -72,10 +80,13 @@ class Call:
         arguments: every argument of the schema, defaults filled in.
         inputs, outputs: all tensors among the arguments and results.
         written: the arguments changed in place.
-        tainted: says of a tensor whether it depends on the example batch.
-        batch_size: inferences in the traced batch; ``None`` if unknown.
+        varies: says of a tensor whether it depends on the example batch, or may.
         backward: whether autograd's backward is running.
         keeps_format: whether the results have values of the inputs, so that a tag passes on.
+        elementwise: whether inputs and results line up as in broadcasting.
+        reduces: whether it sums over dimensions.
+        fills: whether its results are values known beforehand, whatever it reads.
+        random: whether its results are drawn anew each time.
     """
 
     name: str
@@ -83,10 +94,13 @@ class Call:
     inputs: list[Tensor]
     outputs: list[Tensor]
     written: list[Tensor]
-    tainted: Callable[[Tensor], bool]
-    batch_size: int | None = None
+    varies: Callable[[Tensor], bool]
     backward: bool = False
     keeps_format: bool = False
+    elementwise: bool = False
+    reduces: bool = False
+    random: bool = False
+    fills: bool = False
 
     def get(self, *names: str) -> Any:
         """The first of these arguments that the schema has; ``None`` if it has none of them."""

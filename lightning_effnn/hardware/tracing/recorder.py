@@ -3,123 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_effnn._torch import in_backward
 from lightning_effnn.formats import NumberFormat
-from lightning_effnn.hardware.operation import Phase
+from lightning_effnn.hardware.tracing import evidence, spread, tables
+from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, locate
 from lightning_effnn.hardware.tracing.batch import Batch
-from lightning_effnn.hardware.tracing.drafts import Draft, scaled
-from lightning_effnn.hardware.tracing.modules import Frame, clean_name
+from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Read, Size
+from lightning_effnn.hardware.tracing.flow import inherit_axes, made_from_sizes
+from lightning_effnn.hardware.tracing.modules import clean_name
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector
+from lightning_effnn.hardware.tracing.seen import Place, Seen, StoredWeight
 from lightning_effnn.hardware.tracing.storage import (
-    Count,
     Record,
     StorageBook,
     dtype_format,
+    is_counted,
     stored_elements,
 )
-from lightning_effnn.hardware.tracing.tables import FACTORIES
 
 _UNDECLARED_WRITES = ("running_mean", "running_var")  # batch normalisation does not say so in its schema
 _LOSS_INPUT = "_log_softmax"  # cross entropy is this and nll_loss
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeight:
-    """A parameter that the batch read (or a buffer it was multiplied with), as it is stored.
-
-    Attributes:
-        name: qualified name.
-        elements, nonzero: how many numbers, and how many of them are not zero.
-        format: how each is stored.
-    """
-
-    name: str
-    elements: int
-    nonzero: int
-    format: NumberFormat
-
-    @property
-    def bits(self) -> int:
-        """Bits of all elements together, stored dense."""
-        return self.elements * self.format.bits
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a call ran: name and number of the module call, and the phase."""
-
-    name: str
-    frame: int
-    phase: Phase
-
-
-@dataclass(slots=True)
-class Seen:
-    """What a call read, as it was before the call.
-
-    Attributes:
-        records: what is known of the storages read.
-        tainted: whether any of them depends on the batch.
-        format: the tag that all floating inputs share.
-        counts, formats: non-zeros and formats by tensor.
-        sources: for each storage read, who wrote it and how many elements are read of it.
-    """
-
-    records: list[Record]
-    tainted: bool
-    format: NumberFormat | None = None
-    counts: dict[int, Count | None] = field(default_factory=dict)
-    formats: dict[int, NumberFormat] = field(default_factory=dict)
-    sources: list[tuple[int | None, int]] = field(default_factory=list)
-
-    def count_of(self, tensor: Tensor | None) -> Count | None:
-        """Non-zeros of ``tensor``; ``None`` if it was not counted."""
-        return self.counts.get(id(tensor))
-
-    def format_of(self, tensor: Tensor | None, default: NumberFormat) -> NumberFormat:
-        """Format of ``tensor``; ``default`` if it was not among the inputs."""
-        return self.formats.get(id(tensor), default)
+_NOTHING: tuple[Spot, ...] = ()
 
 
 class Recorder:
     """The state of one open trace.
 
     Args:
-        model: its parameters and buffers are the constants.
+        model: its parameters, buffers and plain tensors are the constants.
         deployed: inferences in the deployment batch.
     """
 
     def __init__(self, model: nn.Module, deployed: int) -> None:
         self.book = StorageBook()
         self.drafts: list[Draft] = []
-        self.unknown: dict[str, int] = {}
         self.batch: Batch | None = None
+        self.lost: set[str] = set()
+        self.time_major: tuple[str, int] | None = None
+        self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
-        self._scale = Fraction(1)
+        self._sizes: frozenset[int] = frozenset()
+        self._expanded = WeakIdKeyDictionary()
         self._last: int | None = None
         self._last_tainted: int | None = None
         self._constants: dict[str, tuple[int, bool]] = {}
-        self._weights: dict[str, tuple[Count | None, NumberFormat]] = {}
         self._owners = {id(m): clean_name(name) for name, m in model.named_modules()}
         owned: list[tuple[str, Tensor, bool]] = [(n, t, True) for n, t in model.named_parameters()]
         owned += [(n, t, False) for n, t in model.named_buffers()]
+        for prefix, module in model.named_modules():
+            owned += [(f"{prefix}.{n}".lstrip("."), t, False) for n, t in vars(module).items() if isinstance(t, Tensor)]
         for name, tensor, is_parameter in owned:
             record = self.book.of(tensor)
-            if record is not None:
+            if record is not None and (record.parameter is None or is_parameter):
                 record.parameter = clean_name(name)
                 self._constants[record.parameter] = (stored_elements(tensor), is_parameter)
 
     def meet(self, module: nn.Module) -> None:
         """Know the parameters that a sharded module has gathered for the time that it runs."""
         owner = self._owners.get(id(module))
-        for name, tensor in module._parameters.items():
+        for name, tensor in module.named_parameters(recurse=False):
             whole = f"{owner}.{name}".lstrip(".")
-            if tensor is None or whole not in self._constants:  # tied, or a module made on the fly
+            if whole not in self._constants:  # tied, or a module made on the fly
                 continue
             record = self.book.of(tensor)
             if record is not None and record.parameter is None and isinstance(tensor, nn.Parameter):
@@ -128,19 +77,78 @@ class Recorder:
     def see_batch(self, batch: Batch) -> None:
         """Take these tensors as the batch: what depends on them is rescaled."""
         self.batch = batch
-        if batch.size and (not batch.graph or batch.size > 1):
-            self._scale = Fraction(self._deployed, batch.size)
-        for record in self._records(batch.tensors):
-            record.tainted = True
+        self._sizes = batch.sizes
+        for tensor in batch.tensors:
+            record = self.book.of(tensor)
+            if record is not None:
+                record.tainted = True
+                record.axes = ()
+        for tensor, dim, label in batch.axes:
+            record = self.book.of(tensor)
+            if record is not None and not tensor.is_nested:
+                stride = tensor.stride(dim) if label.size > 1 else NOWHERE
+                record.axes += (Axis(label, stride, label.size, label.size),)
+            elif record is not None:
+                record.axes += (Axis(label, NOWHERE, label.size, label.size),)
+        for tensor, label in batch.samples:
+            record = self.book.of(tensor)
+            if record is not None:
+                record.axes = (Axis(label, ONE_ROW if label.size > 1 else NOWHERE, 1, label.size),)
+
+    def hear(self, module: nn.Module, name: str, tensor: Tensor) -> None:
+        """Learn from a module that takes the batch as its second axis which axis that is."""
+        batch = self.batch
+        if self._settled or batch is None or batch.main is None or tensor.dim() != 3:
+            return
+        dims = {dim for spot in self.spots(tensor) if spot.label.verdict for dim, _, _ in spot.dims}
+        if dims & {0, 1}:
+            self._settled = True
+            if 1 not in dims:
+                self._turn(batch, batch.main, name, tensor.shape[1])
+
+    def _turn(self, batch: Batch, steps: Label, name: str, size: int) -> None:
+        """What was taken for the batch holds steps: axis 1 is the batch."""
+        self.time_major, batch.size = (name, size), size
+        steps.verdict = False
+        if batch.other is None:
+            batch.other = Label(size)
+            for record in self.book:
+                if any(axis.label.root is steps.root for axis in record.axes):
+                    record.axes += (Axis(batch.other, NOWHERE, size, size),)
+        batch.other.verdict = True
+        self._sizes = frozenset({size})
 
     def weights(self) -> tuple[StoredWeight, ...]:
-        """Each parameter that was read once, as it was last read."""
-        found = []
-        for name, (count, number_format) in self._weights.items():
-            elements = self._constants[name][0]
-            nonzero = elements if count is None else round(count.density() * elements)
-            found.append(StoredWeight(name, elements, nonzero, number_format))
-        return tuple(found)
+        """Each constant that an inference reads once, as it was last read."""
+        found: dict[object, StoredWeight] = {}
+        for draft in self.drafts:
+            if not draft.charged():
+                continue
+            for read in draft.constants:
+                if any(label.verdict for label in read.labels):
+                    continue
+                nonzero = read.elements if read.count is None else round(read.count.density() * read.elements)
+                found[read.key] = StoredWeight(read.name, read.elements, nonzero, read.format)
+        return tuple(found.values())
+
+    def settle(self) -> tuple[Deployment, list[str]]:
+        """Decide which axes are the batch; what they were decided to be, and what that assumes."""
+        labels = [label for draft in self.drafts for axes in draft.held.values() for label, _, _ in axes]
+        multiplied = {label.root for label in labels}
+        notes = evidence.settle(self.batch, self.time_major, labels)
+        size = None if self.batch is None else self.batch.size
+        graph = self.batch is not None and self.batch.graph
+        for draft in self.drafts:
+            for label in draft.labels:
+                if label.verdict is None:
+                    # What never meets the batch is taken for a constant, unless there are products to account for.
+                    label.verdict = not graph and label.size in self._sizes and label.root in multiplied
+        if self.lost:
+            notes.append(
+                f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
+                " elements were scaled as a whole"
+            )
+        return Deployment(self._deployed, None if graph and size == 1 else size), notes
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
         """Declare how ``tensor`` is stored; who computed it writes it so."""
@@ -151,31 +159,87 @@ class Recorder:
         if record.producer is not None and self.drafts[record.producer].readers == 0:
             self.drafts[record.producer].o_format = number_format
 
-    def note_unknown(self, op: str, number: int) -> None:
-        """List an operation that nobody knows, with the elements it moves."""
-        self.unknown[op] = self.unknown.get(op, 0) + number
-
-    def miss(self, name: str, op: str, inputs: Sequence[Tensor], frame: Frame) -> None:
+    def miss(self, name: str, op: str, inputs: Sequence[Tensor], place: Place) -> None:
         """Count a call whose tensors could not be looked at."""
         number = sum(t.numel() for t in inputs)
-        self.note_unknown(op, number)
         formats = dtype_format(torch.float32)
         self.drafts.append(
-            Draft(frame.name, name, "unknown", "forward", frame.number, formats, formats, formats, elements_in=number)
+            Draft(
+                place.name, name, "unknown", place.phase, place.frame, formats, formats, formats, reads=[(number, ())]
+            )
         )
+
+    def spots(self, tensor: Tensor, record: Record | None = None) -> tuple[Spot, ...]:
+        """What a tensor holds of the batch."""
+        record = record or self.book.of(tensor)
+        if record is None or not self._sizes or tensor.is_nested:
+            return () if record is None else tuple(Spot(a, (), a.size) for a in record.axes)
+        strided = tensor.layout is torch.strided
+        if record.axes:
+            if not strided:
+                return tuple(Spot(a, (), a.size) for a in record.axes)
+            shape, strides = tensor.shape, tensor.stride()
+            found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
+            # Single rows are taken of steps, experts and directions, not of what may be the batch.
+            return tuple(s for s in found if s.label.verdict or s.rows == s.axis.whole)
+        if not strided:
+            return ()
+        backward = in_backward()
+        if tensor in self._expanded:
+            return (Spot(self._expanded[tensor], (), 1),)
+        if 0 not in tensor.stride():
+            return ()
+        spots: list[Spot] = []
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            rows = size if size in self._sizes else 0
+            if not rows and backward:  # the gradient of a sum: one number for all samples and whatever is in them
+                rows = next((n for n in self._sizes if size % n == 0), 0)
+            if stride == 0 and rows > 1 and not (backward and spots):
+                spots.append(Spot(Axis(Label(rows), NOWHERE, rows, rows), ((dim, rows, size // rows),), rows))
+        return tuple(spots)
+
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` depends on the example batch, or has an axis that may be the batch."""
+        record = self.book.of(tensor)
+        return record is not None and (record.tainted or bool(self.spots(tensor, record)))
+
+    def view(self, name: str, arguments: dict[str, object], source: Tensor, results: Sequence[Tensor]) -> None:
+        """In a batch of one, remember constants that were expanded to it: their sizes don't tell."""
+        if 1 not in self._sizes or not isinstance(source, Tensor):
+            return
+        axis: Axis | None = self._expanded.get(source)  # type: ignore[no-untyped-call]
+        if name == "expand" and axis is None:
+            record, sizes = self.book.of(source), arguments.get("size")
+            if record is None or record.axes or not isinstance(sizes, list | tuple):
+                return
+            lead = len(sizes) - source.dim()
+            if any(size in self._sizes and (d < lead or source.shape[d - lead] == 1) for d, size in enumerate(sizes)):
+                axis = Axis(Label(1), NOWHERE, 1, 1)
+        if axis is not None:
+            for result in results:
+                self._expanded[result] = axis
 
     def look(self, inputs: Sequence[Tensor], count: bool) -> Seen:
         """Note what a call is about to read; it may change it."""
-        records = self._records(inputs)
-        formats = {r.format for t, r in self._pairs(inputs) if t.dim() and t.is_floating_point()}
-        seen = Seen(records, any(r.tainted for r in records))
+        looked: list[tuple[Tensor, Record | None, tuple[Spot, ...]]] = []
+        tainted, formats = False, set()
+        for tensor in inputs:
+            record = self.book.of(tensor)
+            looked.append((tensor, record, _NOTHING if record is None else self.spots(tensor, record)))
+            if record is not None:
+                tainted = tainted or record.tainted
+                if tensor.is_floating_point() and tensor.dim():
+                    formats.add(record.format)
+        seen = Seen(looked, tainted)
         seen.format = next(iter(formats)) if len(formats) == 1 else None
         if count:
-            seen.counts = {id(t): self.book.count(t) for t in inputs if _is_counted(t)}
-            seen.formats = {id(t): self.book.format_of(t) for t in inputs}
-            sizes: dict[int, tuple[int | None, int]] = {}
-            for tensor, record in self._pairs(inputs):  # read twice by one operation is read once
-                sizes[id(record)] = (record.producer, self._elements(tensor, record.tainted))
+            sizes: dict[int, tuple[int | None, Size]] = {}
+            for tensor, record, spots in looked:
+                key = id(tensor)
+                seen.counts[key] = self.book.count(tensor, record) if is_counted(tensor) else None
+                seen.formats[key] = (record.format if record is not None else None) or dtype_format(tensor.dtype)
+                if record is not None:  # read twice by one operation is read once
+                    sizes[id(record)] = (record.producer, spread.size(tensor, spots))
             seen.sources = list(sizes.values())
         return seen
 
@@ -188,218 +252,215 @@ class Recorder:
             pieces: what it consists of; empty if it costs nothing.
             place: where it ran.
         """
-        tainted = seen.tainted or self._starts_from_batch(call)
         self._forget(call)
-        sums = self._batch_sums(call, pieces) if tainted else frozenset()
-        start = len(self.drafts)
-        for piece in pieces:
-            draft = self._draft(call, piece, place, seen, tainted, sums)
-            if draft is None:
-                continue
-            draft.previous = self._last_tainted if tainted else self._last
-            self._last = len(self.drafts)
-            self._last_tainted = self._last if tainted else self._last_tainted
-            self.drafts.append(draft)
-        self._inherit(call, seen.records, tainted, sums, seen.format if call.keeps_format else None)
+        evidence.meet(call, seen.looked, place.name)
+        if not call.backward:
+            evidence.look_up(call, seen.looked, place.name)
+        self._inherit(call, seen, seen.format if call.keeps_format else None)
         for record in seen.records:
             record.module = place.name
-        if len(self.drafts) == start:
-            return
+        start = len(self.drafts)
+        if pieces:
+            outputs = [(t, self.spots(t)) for t in call.outputs]
+            for piece in pieces:
+                draft = self._draft(call, piece, place, seen, outputs)
+                if draft is None:
+                    continue
+                draft.previous = self._last_tainted if seen.tainted else self._last
+                self._last = len(self.drafts)
+                self._last_tainted = self._last if seen.tainted else self._last_tainted
+                self.drafts.append(draft)
+        if len(self.drafts) > start:
+            self._wrote(call, seen, pieces, start)
+
+    def pass_on(self, call: Call, seen: Seen) -> None:
+        """Add a call that is none of the model's work, after it ran: only what its results depend on is noted."""
+        self._forget(call)
+        self._inherit(call, seen, None)
+
+    def _wrote(self, call: Call, seen: Seen, pieces: Sequence[Piece], start: int) -> None:
         for producer in {p for p, _ in seen.sources if p is not None}:
             self.drafts[producer].readers += 1
-        for record in self._records(call.outputs):
-            record.producer = self._last
+        for tensor in call.outputs:
+            record = self.book.of(tensor)
+            if record is not None:
+                record.producer = self._last
         index = start
         for piece in pieces:  # of several, each has its own results
             if index < len(self.drafts) and self.drafts[index].piece is piece:
-                for record in self._records(_results(piece)):
-                    record.producer = index
+                for tensor in _results(piece):
+                    record = self.book.of(tensor)
+                    if record is not None:
+                        record.producer = index
                 self.drafts[index].piece = None
                 index += 1
-        self._read_weights(call, seen, pieces, tainted)
 
-    def pass_on(self, call: Call) -> None:
-        """Add a call that is none of the model's work, after it ran: only what its results depend on is noted."""
-        records = self._records(call.inputs)
-        tainted = any(r.tainted for r in records) or self._starts_from_batch(call)
-        self._forget(call)
-        self._inherit(call, records, tainted, self._batch_sums(call, ()) if tainted else frozenset(), None)
-
-    def _draft(
-        self, call: Call, piece: Piece, place: Place, seen: Seen, tainted: bool, sums: frozenset[int]
-    ) -> Draft | None:
-        scale = self._scale if tainted else Fraction(1)
-        fallback = dtype_format(call.outputs[0].dtype if call.outputs else call.inputs[0].dtype)
+    def _draft(self, call: Call, piece: Piece, place: Place, seen: Seen, outputs: spread.Outputs) -> Draft | None:
+        number_format = dtype_format((call.outputs or call.inputs)[0].dtype)
+        draft = Draft(
+            place.name, call.name, piece.kind, place.phase, place.frame, number_format, number_format, number_format,
+            piece=piece, share=spread.share(call, seen, outputs),
+            varies=seen.tainted or not self._knows_batch() or call.random,
+            labels=(*seen.labels(), *(spot.label for _, spots in outputs for spot in spots)),
+        )  # fmt: skip
         if isinstance(piece, Product):
             if not all(piece.extents.values()):
                 return None
-            extents = dict(piece.extents)
-            if piece.batch:
-                extents[piece.batch] = scaled(extents[piece.batch], scale)
-            weight = self._record_of(piece.weight)
-            result = piece.output
-            return Draft(
-                name=place.name,
-                op=call.name,
-                kind=piece.kind,
-                phase=place.phase,
-                frame=place.frame,
-                i_format=seen.format_of(piece.input, fallback),
-                w_format=seen.format_of(piece.weight, fallback),
-                o_format=fallback if result is None else dtype_format(result.dtype),
-                extents=extents | piece.windows,
-                w_count=seen.count_of(piece.weight),
-                i_count=seen.count_of(piece.input),
-                o_count=None if result is None or not _is_counted(result) else self.book.count(result),
-                w_constant=weight is not None and not weight.tainted and not self._unsure(weight),
-                repeats=piece.repeats,
-                piece=piece,
-            )
-        elements_in, elements_out = self._traffic(piece, seen, scale, tainted, sums)
-        if not elements_in and not elements_out:
+            self._multiply(draft, piece, seen, outputs)
+        elif not self._move(draft, piece, call, seen, outputs, place):
             return None
+        draft.constants = list(self._reads(seen, piece, call.backward))
+        return draft
+
+    def _multiply(self, draft: Draft, piece: Product, seen: Seen, outputs: spread.Outputs) -> None:
+        weight, result = piece.weight, piece.output
+        draft.extents, draft.windows, draft.repeats = dict(piece.extents), piece.windows, piece.repeats
+        default = draft.o_format
+        draft.i_format = seen.formats.get(id(piece.input), default)
+        draft.w_format = piece.w_format or seen.formats.get(id(weight), default)
+        draft.o_format = default if result is None else dtype_format(result.dtype)
+        draft.w_count, draft.i_count = seen.counts.get(id(weight)), seen.counts.get(id(piece.input))
+        draft.o_count = None if result is None or not is_counted(result) else self.book.count(result)
+        record = None if weight is None else self.book.of(weight)
+        draft.w_varies = record is None or record.tainted or (record.parameter is None and not self._knows_batch())
+        if weight is not None and (record is None or record.computed or not record.parameter):
+            draft.w_labels = tuple(spot.label for spot in seen.spots_of(weight))
+        draft.held = spread.held(piece, seen, outputs)
+        placed = {label.root for axes in draft.held.values() for label, _, _ in axes}
+        draft.share = [(label, part, label.root in placed) for label, part, _ in draft.share]
+        if record is not None and record.copies is not None:
+            spread.read_once(draft, piece, locate(weight.shape, weight.stride(), record.copies))  # type: ignore[union-attr]
+
+    def _move(
+        self, draft: Draft, piece: Vector, call: Call, seen: Seen, outputs: spread.Outputs,
+        place: Place,
+    ) -> bool:  # fmt: skip
+        known = {id(t): spots for t, spots in outputs}
+        every = [spots for _, _, spots in seen.looked] + [spots for _, spots in outputs]
+        axes = tuple(tuple(spot.held for spot in spots) for spots in every if spots)
+        if piece.elements_in is not None:
+            draft.reads = [(piece.elements_in, axes), *(spread.size(t, seen.spots_of(t)) for t in piece.also)]
+        else:
+            parts = call.name in spread.JOINING
+            read = {
+                n if parts else id(record): spread.size(tensor, spots, parts)
+                for n, (tensor, record, spots) in enumerate(seen.looked)
+                if record is not None and any(tensor is t for t in piece.reads)
+            }
+            draft.reads = list(read.values())
+        if piece.elements_out is not None:
+            draft.writes = [(piece.elements_out, axes)]
+        else:
+            draft.writes = [spread.size(t, known.get(id(t), _NOTHING)) for t in piece.writes]
+        if not any(n for n, _ in draft.reads) and not any(n for n, _ in draft.writes):
+            return False
         main = piece.reads[0] if piece.reads else None
         result = piece.writes[0] if piece.writes else None
-        written = fallback if result is None else dtype_format(result.dtype)
-        read = seen.format_of(main, written)
-        if piece.keeps_format and seen.format is not None and result is not None:
-            written = seen.format
+        written = draft.o_format if result is None else dtype_format(result.dtype)
+        draft.i_format = draft.w_format = seen.formats.get(id(main), written)
+        draft.o_format = seen.format if piece.keeps_format and seen.format and result is not None else written
+        draft.i_count = seen.counts.get(id(main))
+        draft.o_count = None if result is None or not is_counted(result) else self.book.count(result)
+        draft.operations, draft.possible = (piece.operations, axes), piece.possible_macs
+        draft.sources, draft.fusable = seen.sources, piece.fusable
+        draft.bias = spread.bias(call, seen)
         if piece.loss:
             self._mark_loss_input(main, place)
-        return Draft(
-            name=place.name,
-            op=call.name,
-            kind=piece.kind,
-            phase="loss" if piece.loss and place.phase == "forward" else place.phase,
-            frame=place.frame,
-            i_format=read,
-            w_format=read,
-            o_format=written,
-            i_count=seen.count_of(main),
-            o_count=None if result is None or not _is_counted(result) else self.book.count(result),
-            elements_in=elements_in,
-            elements_out=elements_out,
-            operations=scaled(piece.operations, scale),
-            sources=seen.sources,
-            fusable=piece.fusable,
-            piece=piece,
-        )
+            draft.phase = "loss" if place.phase == "forward" else place.phase
+        return True
 
-    def _traffic(
-        self, piece: Vector, seen: Seen, scale: Fraction, tainted: bool, sums: frozenset[int]
-    ) -> tuple[int, int]:
-        elements_in, elements_out = piece.elements_in, piece.elements_out
-        if elements_in is None:
-            read = {id(r): self._elements(t, r.tainted) for t, r in self._pairs(piece.reads)}
-            elements_in = sum(read.values())
-        else:
-            elements_in = scaled(elements_in, scale)
-        if elements_out is None:
-            elements_out = sum(self._elements(t, tainted and id(t) not in sums) for t in piece.writes)
-        else:
-            elements_out = scaled(elements_out, scale)
-        return elements_in, elements_out
-
-    def _starts_from_batch(self, call: Call) -> bool:
-        return call.name in FACTORIES and self._has_batch_axis(call.outputs)
+    def _reads(self, seen: Seen, piece: Piece, backward: bool) -> Iterable[Read]:
+        """The constants that a piece reads: what comes from a parameter, and whatever is a factor of a product."""
+        for tensor, record, spots in seen.looked:
+            if record is None or record.tainted or not tensor.dim() or (backward and record.computed):
+                continue
+            name = record.parameter or ""
+            factor = isinstance(piece, Product) and any(tensor is t for t in (piece.weight, piece.input))
+            elements, is_parameter = self._constants.get(name, (0, False))
+            if not (is_parameter or factor):
+                continue
+            key: object = name
+            if record.computed or not name:
+                key, elements = (id(record), tensor.storage_offset(), *tensor.shape), stored_elements(tensor)
+            stored_in = seen.formats[id(tensor)]
+            if factor and isinstance(piece, Product) and piece.w_format is not None and tensor is piece.weight:
+                stored_in, elements = piece.w_format, piece.extents["C"] * piece.extents["K"]
+            labels = tuple(spot.label for spot in spots) if record.computed else ()  # expanded, it is stored once
+            yield Read(key, name, elements, seen.counts[id(tensor)], stored_in, labels)
 
     def _forget(self, call: Call) -> None:
         """What was known of values that are overwritten."""
-        for record in self._records(call.written):
-            record.counts.clear()
-            record.format = None
+        for tensor in call.written:
+            record = self.book.of(tensor)
+            if record is not None:
+                record.counts.clear()
+                record.format = None
         for name in _UNDECLARED_WRITES:
-            statistics = self._record_of(call.get(name))
-            if statistics is not None:
-                statistics.counts.clear()
+            if name in call.arguments:
+                record = self.book.of(call.arguments[name]) if call.arguments[name] is not None else None
+                if record is not None:
+                    record.counts.clear()
 
-    def _inherit(
-        self,
-        call: Call,
-        read: Sequence[Record],
-        tainted: bool,
-        sums: frozenset[int],
-        number_format: NumberFormat | None,
-    ) -> None:
+    def _inherit(self, call: Call, seen: Seen, number_format: NumberFormat | None) -> None:
         """What the results have from what was read."""
-        known = {id(r) for r in read}
-        parameter = None if tainted else next((r.parameter for r in read if r.parameter), None)
-        producer = next((r.producer for r in read if r.producer is not None), None)
-        changed = {id(r) for r in self._records(call.written)}
-        for tensor, record in self._pairs(call.outputs):
+        known = {id(r) for r in seen.records}
+        changed = {id(self.book.of(t)) for t in call.written}
+        producer = next((r.producer for r in seen.records if r.producer is not None), None)
+        parameter = None if seen.tainted else next((r.parameter for r in seen.records if r.parameter), None)
+        tainted = (seen.tainted and not call.fills) or call.random
+        source_is_computed = any(r.computed for r in seen.records)
+        for tensor in call.outputs:
+            record = self.book.of(tensor)
+            if record is None:
+                continue
             if id(record) not in known:
-                record.tainted = tainted and id(tensor) not in sums
-                record.producer, record.parameter = producer, parameter
-                record.format = number_format
+                record.tainted, record.producer = tainted, producer
+                record.parameter, record.computed = parameter, call.name not in tables.COPIES or source_is_computed
             elif id(record) in changed:
                 record.tainted = record.tainted or tainted
-                record.format = number_format
-
-    def _batch_sums(self, call: Call, pieces: Sequence[Piece]) -> frozenset[int]:
-        """Results of the backward pass that are summed over the batch: gradients of constants.
-
-        A product says so itself; elsewhere it is told by the shape, that of a constant among the
-        inputs, or by the first axis being summed over.
-        """
-        if not call.backward:
-            return frozenset()
-        shapes = {t.shape for t, r in self._pairs(call.inputs) if r.parameter is not None and not r.tainted}
-        sums = {id(t) for t in call.outputs if t.shape in shapes}
-        for piece in pieces:
-            if isinstance(piece, Product) and piece.batch == "C" and piece.output is not None:
-                sums.add(id(piece.output))
-            elif isinstance(piece, Vector) and piece.kind == "reduce" and piece.writes:
-                axes = call.get("dim")
-                first = axes is None or axes == 0 or (isinstance(axes, list | tuple) and 0 in axes)
-                sums.update(id(t) for t in piece.writes if first)
-        if call.name.startswith(("embedding", "_embedding")):
-            sums.update(id(t) for t in call.outputs)
-        return frozenset(sums)
-
-    def _read_weights(self, call: Call, seen: Seen, pieces: Sequence[Piece], tainted: bool) -> None:
-        if not tainted and self.batch is not None and self.batch.tensors:
-            return  # preparing a weight is not yet using it
-        multiplied = {id(p.weight) for p in pieces if isinstance(p, Product)}
-        for tensor, record in self._pairs(call.inputs):
-            name = record.parameter
-            if name is None or record.tainted or not (self._constants[name][1] or id(tensor) in multiplied):
+                record.computed = True
+            else:
                 continue
-            self._weights[name] = (seen.count_of(tensor), seen.format_of(tensor, dtype_format(tensor.dtype)))
+            record.format = number_format
+            if seen.tainted or any(spots for _, _, spots in seen.looked):
+                axes, lost = inherit_axes(call, seen.looked, tensor)
+                if lost:
+                    self.lost.add(call.name)
+                if call.name == "cat":  # twice the batch, or more of it, is another extent to look for
+                    self._sizes |= {axis.whole for axis in axes if axis.label.verdict and axis.stride > 0}
+                    if any(axis.label.verdict and axis.stride == NOWHERE == axis.size - 1 for axis in axes):
+                        along = (call.get("dim") or 0) % tensor.dim()
+                        if all(t.shape[along] == 1 for t in call.inputs):
+                            self._sizes |= {tensor.shape[along]}
+                record.axes = axes or (record.axes if id(record) in known else ())
+            elif self._sizes:
+                record.axes = made_from_sizes(call, tensor, self._sizes) or record.axes
+        if call.name in tables.COPIES:
+            self._written_out(call)
+
+    def _written_out(self, call: Call) -> None:
+        """A copy of an expanded tensor: the rows along the expanded axis are all the same."""
+        source, result = call.inputs[0], call.outputs[0]
+        record = self.book.of(result)
+        if record is None or source.layout is not torch.strided or source.is_nested:
+            return
+        for dim, (size, stride) in enumerate(zip(source.shape, source.stride(), strict=True)):
+            if size > 1 and not stride and not any(d == dim for s in self.spots(source) for d, _, _ in s.dims):
+                record.copies = Axis(Label(size), result.stride(dim), size, size)
 
     def _mark_loss_input(self, main: Tensor | None, place: Place) -> None:
-        record = self._record_of(main)
+        record = None if main is None else self.book.of(main)
         if record is not None and record.producer is not None:
             draft = self.drafts[record.producer]
             if draft.op == _LOSS_INPUT and draft.frame == place.frame and draft.phase == "forward":
                 draft.phase = "loss"
 
-    def _unsure(self, record: Record) -> bool:
-        """Without a batch only what comes from a parameter alone is known to be constant."""
-        return record.parameter is None and (self.batch is None or not self.batch.tensors)
-
-    def _has_batch_axis(self, tensors: Sequence[Tensor]) -> bool:
-        size = self.batch.size if self.batch is not None and not self.batch.graph else None
-        return size is not None and any(size in t.shape for t in tensors)
-
-    def _elements(self, tensor: Tensor, tainted: bool) -> int:
-        return scaled(stored_elements(tensor), self._scale if tainted else Fraction(1))
-
-    def _record_of(self, tensor: Tensor | None) -> Record | None:
-        return None if tensor is None else self.book.of(tensor)
-
-    def _pairs(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Record]]:
-        return [(t, r) for t in tensors if (r := self.book.of(t)) is not None]
-
-    def _records(self, tensors: Iterable[Tensor]) -> list[Record]:
-        return list({id(r): r for _, r in self._pairs(tensors)}.values())
+    def _knows_batch(self) -> bool:
+        """Without a batch nothing is known to be constant."""
+        return self.batch is not None and bool(self.batch.tensors)
 
 
 def _results(piece: Piece) -> Sequence[Tensor]:
     if isinstance(piece, Vector):
         return piece.writes
     return () if piece.output is None else (piece.output,)
-
-
-def _is_counted(tensor: Tensor) -> bool:
-    """Indices and masks have no density worth knowing; 8-bit integers may be codes."""
-    return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype in (torch.int8, torch.uint8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -39,7 +41,15 @@ def run_once(
         if not objective.requires_grad or not parameters:
             raise ValueError("training=True needs a parameter with requires_grad that the output depends on")
         # Not backward(): the gradients are thrown away, the parameters' own stay as they are.
-        torch.autograd.grad(objective, parameters, allow_unused=True)
+        try:
+            torch.autograd.grad(objective, parameters, allow_unused=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            raise ValueError(
+                "training=True can't follow reentrant checkpointing, whose backward pass only runs in backward():"
+                " use torch.utils.checkpoint with use_reentrant=False, or enter a Tracer around a training step"
+            ) from error
 
 
 def _total(output: Any) -> Tensor:
@@ -63,12 +73,14 @@ def _tensors(value: Any) -> list[Tensor]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with suppress(NotImplementedError):  # an exported program has its mode built in, and refuses to change it
+        model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager
@@ -84,14 +96,42 @@ def _restored(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+class _Shown:
+    """What would hide operations, switched off for all threads while any trace is open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._stack = ExitStack()
+
+    def enter(self) -> None:
+        """Switch it off, if this is the first trace."""
+        with self._lock:
+            self._open += 1
+            if self._open > 1:
+                return
+            if torch.backends.mha.get_fastpath_enabled():
+                torch.backends.mha.set_fastpath_enabled(False)
+                self._stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+            # A model cannot be compiled without dynamo imported, and importing it takes a second.
+            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def leave(self) -> None:
+        """Switch it on again, if this was the last."""
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                self._stack.close()
+
+
+_SHOWN = _Shown()
+
+
 def show_all(stack: ExitStack) -> None:
     """Switch off what would hide operations until ``stack`` is closed."""
-    if torch.backends.mha.get_fastpath_enabled():
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, True)
-    # A model cannot be compiled without dynamo imported, and importing it takes a second.
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    _SHOWN.enter()
+    stack.callback(_SHOWN.leave)
 
 
 def check_initialised(model: nn.Module) -> None:
@@ -105,3 +145,12 @@ def check_initialised(model: nn.Module) -> None:
         raise ValueError(
             f"the model has lazy modules that are not initialised ({', '.join(lazy)}): run one batch through it first"
         )
+
+
+def named_arguments(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call by the names that the model gives them, in their order."""
+    try:
+        bound = inspect.signature(model.forward).bind(*inputs, **kwargs)
+    except (TypeError, ValueError):
+        return (inputs, kwargs)  # it has no signature, or the call will fail and say why
+    return bound.arguments

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from lightning_effnn._torch import FakeTensor, StorageWeakRef, storage_key
 from lightning_effnn.formats import NumberFormat, format_of
+from lightning_effnn.hardware.tracing.axes import Axis
 
 SMALLEST_NORMAL = 2.0**-126
 """Magnitudes up to this count as zero: hardware flushes denormals, and so does the simulator of
@@ -59,6 +60,9 @@ class Record:
         tainted: whether the values depend on the example batch.
         producer: index of the recorded operation that wrote the present values.
         parameter: name of the parameter or buffer it is, or is computed from alone.
+        computed: whether it is computed from it.
+        axes: where the batch lies in it.
+        copies: an axis along which an expanded tensor was written out: its rows are all the same.
         module: name of the module call that last touched it.
         counts: non-zeros of the present values, by the part of the storage looked at.
     """
@@ -68,6 +72,9 @@ class Record:
     tainted: bool = False
     producer: int | None = None
     parameter: str | None = None
+    computed: bool = False
+    axes: tuple[Axis, ...] = ()
+    copies: Axis | None = None
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
 
@@ -81,8 +88,7 @@ class StorageBook:
     def of(self, tensor: Tensor) -> Record | None:
         """The record of ``tensor``'s storage; ``None`` for a tensor that has none (functorch wrappers)."""
         try:
-            storage = _plain(tensor).untyped_storage()
-            key = storage._cdata
+            key, storage = storage_key(tensor if tensor.layout is torch.strided else _plain(tensor))
             record = self._records.get(key)
             if record is None:
                 record = self._records[key] = Record(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
@@ -95,14 +101,11 @@ class StorageBook:
         record = self.of(tensor)
         return (record.format if record is not None else None) or dtype_format(tensor.dtype)
 
-    def tainted(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` depends on the example batch."""
-        record = self.of(tensor)
-        return record is not None and record.tainted
-
-    def count(self, tensor: Tensor) -> Count | None:
+    def count(self, tensor: Tensor, record: Record | None = None) -> Count | None:
         """Non-zeros of ``tensor``, counted once for each version of its values."""
-        record = self.of(tensor)
+        record = record or self.of(tensor)
+        if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.is_nested:
+            return None
         try:
             tensor = _plain(tensor)
             key = _part(tensor)
@@ -122,6 +125,8 @@ class StorageBook:
 def stored_elements(tensor: Tensor) -> int:
     """Elements that exist in memory: an expanded axis is stored once, a sparse tensor's zeros never."""
     tensor = _plain(tensor)
+    if tensor.is_nested:
+        return tensor.numel()
     number = math.prod(s for s, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return number * (2 if tensor.is_complex() else 1)
 
@@ -140,6 +145,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
 
 
+def is_counted(tensor: Tensor) -> bool:
+    """Indices and masks have no density worth knowing; 8-bit integers may be codes."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype in (torch.int8, torch.uint8)
+
+
 def _part(tensor: Tensor) -> tuple[Any, ...]:
     whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
     if whole and all(tensor.stride()):
@@ -155,7 +165,7 @@ def _nonzero(tensor: Tensor) -> Tensor | int:
         flat = _flat(tensor)
         if flat is not None:
             return _nonzero_in_blocks(_values(flat)) if flat.numel() else 0
-    return torch.count_nonzero(tensor.abs() > SMALLEST_NORMAL)
+    return torch.count_nonzero(~(tensor.abs() <= SMALLEST_NORMAL))  # so that what is no number is no zero
 
 
 def _values(flat: Tensor) -> np.ndarray[Any, Any]:
@@ -179,11 +189,11 @@ def _nonzero_in_blocks(values: np.ndarray[Any, Any]) -> int:
     # An activation is larger than the cache: in blocks, magnitudes and comparisons never leave it. In one
     # thread: while others use the cores, waiting for them costs more than counting.
     size = min(_BLOCK, values.size)
-    magnitudes, large = np.empty(size, values.dtype), np.empty(size, np.bool_)
+    magnitudes, small = np.empty(size, values.dtype), np.empty(size, np.bool_)
     threshold, count = values.dtype.type(SMALLEST_NORMAL), 0
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
         np.abs(block, out=magnitudes[: block.size])
-        np.greater(magnitudes[: block.size], threshold, out=large[: block.size])
-        count += int(np.count_nonzero(large[: block.size]))
+        np.less_equal(magnitudes[: block.size], threshold, out=small[: block.size])
+        count += block.size - int(np.count_nonzero(small[: block.size]))  # what is no number is no zero
     return count

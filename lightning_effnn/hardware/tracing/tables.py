@@ -6,6 +6,8 @@ does not tag, or tags too widely (``clone`` is "pointwise"). In-place and ``out=
 
 from __future__ import annotations
 
+import torch
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -76,10 +78,10 @@ FACTORIES = _names(
 MOVES = FACTORIES | _names(
     """
     alias_copy as_strided_copy as_strided_scatter block_diag cat cauchy channel_shuffle
-    _cholesky_solve _chunk_cat clone _conj_copy constant_pad_nd _convert_indices_from_coo_to_csr
-    _convert_indices_from_csr_to_coo copy _copy_from detach_copy diag_embed diagonal_backward
+    _chunk_cat constant_pad_nd _convert_indices_from_coo_to_csr
+    _convert_indices_from_csr_to_coo copy _copy_from diag_embed diagonal_backward
     diagonal_copy diagonal_scatter _efficientzerotensor expand_copy exponential fill flip full_like
-    geometric index_fill _lazy_clone lift_fresh_copy log_normal masked_scatter _mkldnn_reshape
+    geometric index_fill log_normal masked_scatter _mkldnn_reshape
     _mkldnn_transpose narrow_copy _neg_view_copy new_full new_ones new_zeros
     _new_zeros_with_same_feature_meta ones_like _pack_padded_sequence permute_copy _pin_memory
     pixel_shuffle pixel_unshuffle poisson rand_like randint_like randn_like random range
@@ -197,3 +199,44 @@ LOSSES = _names(
 )
 LOSS_OPERATIONS = 4  # difference, function or square, weight, sum
 FOURIER = _names("_fft_c2c _fft_c2r _fft_r2c")
+
+MATRIX_PRODUCTS = _names(
+    """
+    mm _int_mm _scaled_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu
+    _weight_int4pack_mm_with_scales_and_zeros _grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2
+    addmm _addmm_activation _sparse_addmm addbmm baddbmm bmm _sparse_mm _sparse_mm_reduce_impl mv addmv dot vdot
+    _dyn_quant_matmul_4bit
+    """
+)
+WITH_BIAS = _names("addmm _addmm_activation _sparse_addmm addbmm baddbmm addmv")
+"""The factors come behind what is added to their product."""
+TRANSPOSED = _names("_weight_int8pack_mm mkldnn_linear linear _weight_int4pack_mm_with_scales_and_zeros")
+"""The second factor is [columns, inner]."""
+CONVOLUTIONS = _names(
+    """
+    convolution _convolution convolution_overrideable cudnn_convolution cudnn_convolution_transpose
+    cudnn_convolution_relu mkldnn_convolution miopen_convolution miopen_convolution_transpose
+    miopen_depthwise_convolution _slow_conv2d_forward slow_conv3d_forward slow_conv_dilated2d
+    slow_conv_dilated3d slow_conv_transpose2d slow_conv_transpose3d _conv_depthwise2d conv_depthwise3d
+    """
+)
+ATTENTIONS = _names(
+    """
+    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable flex_attention
+    """
+)
+CUMULATIVE = _names(
+    "cummax _cummax_helper cummin _cummin_helper cumprod cumsum _logcumsumexp logcumsumexp sort argsort topk"
+)
+MASKS = (torch.bool, torch.uint8)
+"""Types of an index that says of each element whether it is taken."""
+RANDOM = _names("bernoulli normal rand randint randn randperm rand_like randint_like randn_like multinomial uniform")
+"""Drawn anew at each inference: no constants."""
+LIKE = _names("empty_like full_like ones_like zeros_like _efficientzerotensor _new_zeros_with_same_feature_meta")
+"""Of the size of another."""
+NEW = _names("new_empty new_full new_ones new_zeros")
+"""Of a size that is given."""
+COPIES = _names("clone contiguous _conj_copy _lazy_clone detach_copy lift_fresh_copy")
+"""The same values in another order of memory: a chip reads them where they are, in whatever order."""

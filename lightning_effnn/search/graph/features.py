@@ -42,7 +42,7 @@ class SparseFeatures:
         return _with_values(rows, quantizer(rows.values()))
 
     def _rows(self, x: Tensor) -> Tensor | None:
-        if x.device.type != "cpu" or x.requires_grad or listeners or x.dtype != torch.float32:
+        if x.device.type != "cpu" or x.requires_grad or listeners() or x.dtype != torch.float32:
             return None
         return self._found.of(x, lambda: _to_rows(x) if int(torch.count_nonzero(x)) <= _SPARSE * x.numel() else None)
 

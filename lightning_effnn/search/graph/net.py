@@ -100,7 +100,7 @@ def run_blocks(net: Any, in_channels: int, x: Tensor, edge_index: Tensor) -> Ten
 
 
 def _graph(known: Remembered[Graph], edge_index: Tensor, nodes: int) -> Graph:
-    if listeners:  # a trace sees how the loops are added
+    if listeners():  # a trace sees how the loops are added
         return Graph.of(edge_index, nodes)
     graph = known.of(edge_index, lambda: Graph.of(edge_index, nodes))
     return graph if graph.nodes == nodes else Graph.of(edge_index, nodes)

@@ -49,7 +49,7 @@ class NeighbourSums:
     def can(self, h: Tensor) -> bool:
         """Return whether products may stand for messages; a trace is shown those, as an accelerator computes them."""
         plain = h.device.type == "cpu" and h.dtype in (torch.float32, torch.float64)
-        return plain and not listeners and not torch.is_autocast_enabled("cpu")
+        return plain and not listeners() and not torch.is_autocast_enabled("cpu")
 
     def sum(self, h: Tensor, coefficients: Tensor | None) -> Tensor:
         """Return for each node the sum of its neighbours' channels times the coefficients: [N, channels].

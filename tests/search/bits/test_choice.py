@@ -1,7 +1,7 @@
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_effnn.formats import FixedPoint
-from lightning_effnn.formats.tagging import listeners
 from lightning_effnn.quantization import TensorQuantizer
 from lightning_effnn.search.bits import BitChoice
 
@@ -41,11 +41,15 @@ def test_an_option_without_a_scale_learns_one_though_not_observing():
     assert choice.option.ready()
 
 
-class Notes:
-    simulated = 0
+class Notes(TorchDispatchMode):
+    simulated = aside = 0
 
     def __init__(self):
+        super().__init__()
         self.tagged = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
     def tag(self, tensor, number_format):
         self.tagged.append((tensor.data_ptr(), number_format))
@@ -55,8 +59,7 @@ def test_a_mark_is_declared_in_place_of_the_format_and_tells_what_was_seen():
     choice = BitChoice((4, 32), weight=True)
     choice.mark = FixedPoint(8, scale=1.25)
     notes = Notes()
-    listeners.append(notes)
-    try:
+    with notes:
         for number, exact in ((0, False), (1, True)):
             choice.active, choice.seen = number, (0, 0.0)
             levels = choice(X)
@@ -66,5 +69,3 @@ def test_a_mark_is_declared_in_place_of_the_format_and_tells_what_was_seen():
             assert elements == 64
             assert (error == 0) == exact
             assert error < 0.05
-    finally:
-        listeners.remove(notes)

@@ -1,0 +1,64 @@
+"""Torch's private names, all in one place: what a new version of torch may move is mended here.
+
+Everything else in this package that needs one of them imports it from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
+from torch._C._autograd import _get_sequence_nr
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+__all__ = [
+    "FakeTensor",
+    "StorageWeakRef",
+    "TorchDispatchMode",
+    "in_backward",
+    "is_composite",
+    "modes",
+    "next_sequence_number",
+    "node_of_backward",
+    "storage_key",
+]
+
+
+def modes() -> list[Any]:
+    """The dispatch modes that are open in this thread, or in the thread whose backward pass this one runs."""
+    return list(_get_current_dispatch_mode_stack())
+
+
+def in_backward() -> bool:
+    """Whether autograd's backward pass is running in this thread."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def node_of_backward() -> int | None:
+    """The sequence number of the autograd node whose backward is running; ``None`` outside of one."""
+    node = torch._C._current_autograd_node()
+    return None if node is None else int(node._sequence_nr())
+
+
+def next_sequence_number() -> int:
+    """The sequence number that the next autograd node of this thread gets."""
+    return int(_get_sequence_nr())
+
+
+def is_composite(func: Any) -> bool:
+    """Whether an operation is made of others whatever its device, so that looking at those is enough."""
+    return bool(_dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd))
+
+
+def storage_key(tensor: Tensor) -> tuple[int, Any]:
+    """The address of a strided tensor's storage object, and the storage.
+
+    Raises:
+        NotImplementedError, RuntimeError: the tensor has no storage of its own (functorch's wrappers).
+    """
+    storage = tensor.untyped_storage()
+    return storage._cdata, storage

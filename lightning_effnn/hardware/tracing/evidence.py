@@ -1,0 +1,189 @@
+"""What operations say about axes whose meaning isn't known: which are the same, which are no batch at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from lightning_effnn.hardware.tracing import tables
+from lightning_effnn.hardware.tracing.axes import Label, Spot
+from lightning_effnn.hardware.tracing.batch import Batch
+from lightning_effnn.hardware.tracing.pieces import Call
+from lightning_effnn.hardware.tracing.storage import Record
+
+Looked = Sequence[tuple[Tensor, "Record | None", tuple[Spot, ...]]]
+"""What an operation reads: each tensor, what is known of its memory, and the axes of the batch that it holds."""
+_Key = Callable[[int, Tensor, int], "Hashable | None"]
+
+
+def meet(call: Call, looked: Looked, where: str) -> None:
+    """Join labels that an operation lines up with each other, refute those that meet an axis which is none.
+
+    Args:
+        call: the operation.
+        looked: what it reads.
+        where: the module it runs in.
+    """
+    if not any(spots for _, _, spots in looked):
+        return
+    key = _key(call)
+    if key is None or not _worth_it(call, looked):
+        return
+    groups: dict[Hashable, list[Label]] = {}
+    for number, (tensor, _, spots) in enumerate(looked):
+        for spot in spots:
+            for dim, rows, _ in spot.dims:
+                at = key(number, tensor, dim)
+                if at is not None and rows == spot.axis.whole:
+                    groups.setdefault((at, rows), []).append(spot.label)
+            if not spot.dims and spot.axis.whole == spot.axis.size == 1:  # in batches of one the place is unknown
+                groups.setdefault("one", []).append(spot.label)
+    for labels in groups.values():
+        for label in labels[1:]:
+            label.join(labels[0])
+    for number, (tensor, record, spots) in enumerate(looked):
+        held = {dim for spot in spots for dim, _, _ in spot.dims}
+        if record is None or any(not spot.dims for spot in spots):
+            continue  # its axes are somewhere: it can't witness
+        for dim, extent in enumerate(tensor.shape):
+            if extent == 1 or dim in held or not tensor.stride(dim):
+                continue
+            at = key(number, tensor, dim)
+            for label in groups.get((at, extent), ()):
+                if (
+                    at == "c"
+                    and not call.backward
+                    and not record.tainted
+                    and record.parameter
+                    and label.verdict is not None
+                ):
+                    _mix(label, where)
+                else:
+                    label.refute()
+
+
+def look_up(call: Call, looked: Looked, where: str) -> None:
+    """Notice where rows of the batch are picked, or sent, by an index that is a constant of the model."""
+    if call.name in ("index_select", "index", "_unsafe_index"):
+        indices = looked[1:]
+    elif call.name in ("index_add", "scatter_add", "scatter_reduce", "index_reduce", "scatter", "index_put"):
+        indices = [entry for entry in looked[1:] if not entry[0].is_floating_point()]
+    else:
+        return
+    fixed = [t for t, r, spots in indices if r is not None and r.parameter and not r.tainted and not spots]
+    if not fixed or not all(t.dim() for t in fixed):
+        return
+    along = call.get("dim") if isinstance(call.get("dim"), int) else 0
+    for tensor, _, spots in looked:
+        for spot in spots:
+            for dim, rows, _ in spot.dims:
+                if dim == along % max(1, tensor.dim()) and rows == tensor.shape[dim] and spot.label.verdict:
+                    if call.name in ("index", "_unsafe_index") and call.get("indices")[0] is None:
+                        continue
+                    _mix(spot.label, where)
+
+
+def says_steps_first(module: nn.Module) -> bool:
+    """Whether a module takes the batch as the second axis of its input.
+
+    >>> says_steps_first(nn.LSTM(4, 4)), says_steps_first(nn.LSTM(4, 4, batch_first=True))
+    (True, False)
+    """
+    return vars(module).get("batch_first") is False
+
+
+def settle(batch: Batch | None, time_major: tuple[str, int] | None, wanted: Sequence[Label]) -> list[str]:
+    """Decide what is still open, and return what was assumed.
+
+    Args:
+        batch: the example batch.
+        time_major: the module that says that axis 1 is the batch, and its extent there.
+        wanted: labels of axes that multiply-accumulates run along.
+    """
+    if batch is None or batch.main is None:
+        return [] if batch is None else list(batch.notes)
+    notes = list(batch.notes)
+    main = batch.main.root
+    if main.mixed and not batch.given and not batch.graph and batch.size == main.size:
+        main.verdict = False
+        batch.size, batch.graph = 1, True
+        return [
+            f"a constant of {main.mixed or 'the model'} mixes the rows of the first input: they were taken for the"
+            " nodes of one graph, and nothing was rescaled; batch_dim=0 says that they are a batch"
+        ]
+    if time_major is not None:
+        name, _ = time_major
+        notes = [
+            f"axis 1 of the input, of extent {batch.size}, was taken for the batch, since {name or 'the model'} has"
+            " batch_first=False; batch_dim says it otherwise"
+        ]
+    elif batch.other is not None:
+        batch.other.refute()
+    open_labels = [label for label in wanted if label.verdict is None and not label.root.given]
+    if batch.graph:
+        return notes
+    for size in sorted({label.size for label in open_labels}):
+        notes.append(
+            f"an axis of extent {size} that was made from sizes alone was taken for the batch;"
+            " inferences and batch_dim say it otherwise"
+        )
+    return notes
+
+
+def _mix(label: Label, where: str) -> None:
+    label.root.mixed = label.root.mixed or where or "the model"
+
+
+def _worth_it(call: Call, looked: Looked) -> bool:
+    labels = {id(spot.label.root): spot.label for _, _, spots in looked for spot in spots}
+    if len(labels) > 1 or any(label.verdict is None for label in labels.values()):
+        return True
+    return call.name in tables.MATRIX_PRODUCTS and not call.backward
+
+
+def _key(call: Call) -> _Key | None:
+    if call.name in tables.MATRIX_PRODUCTS:
+        shift = call.name in tables.WITH_BIAS
+        flipped = call.name in tables.TRANSPOSED
+
+        def of_product(number: int, tensor: Tensor, dim: int) -> Hashable | None:
+            number -= shift
+            if number not in (0, 1) or tensor.dim() < 2:
+                return None
+            if tensor.dim() == 3 and dim == 0:
+                return "g"
+            last = dim == tensor.dim() - 1
+            return "c" if last == ((number == 0) != (flipped and number == 1)) else None
+
+        return of_product
+    if call.name in ("cat", "stack"):
+        along = call.get("dim") or 0
+        return lambda number, tensor, dim: None if dim == along % max(1, tensor.dim()) else dim
+    if call.name in tables.ATTENTIONS:
+        return _of_attention
+    if call.name in tables.BATCH_NORMS:
+        return lambda number, tensor, dim: "channels" if dim == (number == 0) else None
+    if call.name in tables.SCATTERS:
+        return lambda number, tensor, dim: dim
+    if call.name == "mkldnn_rnn_layer":
+        return lambda number, tensor, dim: "n" if dim == tensor.dim() - 2 else None
+    if call.elementwise or call.name == "copy":
+        return lambda number, tensor, dim: dim - tensor.dim()
+    return None
+
+
+def _of_attention(number: int, tensor: Tensor, dim: int) -> Hashable | None:
+    at = dim - tensor.dim()
+    if at < -2:
+        return at
+    if number > 2:  # a mask [..., queries, keys]
+        return "queries" if at == -2 else "keys"
+    return None if at == -1 else ("queries" if number == 0 else "keys")
+
+
+def labels_of(looked: Looked) -> Iterator[Label]:
+    """Every label that is read."""
+    for _, _, spots in looked:
+        for spot in spots:
+            yield spot.label

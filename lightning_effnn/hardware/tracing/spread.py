@@ -1,0 +1,109 @@
+"""How the batch is spread over what an operation reads, writes and loops over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from torch import Tensor
+
+from lightning_effnn._torch import in_backward
+from lightning_effnn.hardware.tracing.axes import NOWHERE, Held, Label, Spot
+from lightning_effnn.hardware.tracing.drafts import Draft, Size
+from lightning_effnn.hardware.tracing.pieces import Call, Product
+from lightning_effnn.hardware.tracing.seen import Seen
+from lightning_effnn.hardware.tracing.storage import stored_elements
+
+JOINING = ("cat", "stack")
+"""What puts parts of the batch together."""
+Outputs = Sequence[tuple[Tensor, tuple[Spot, ...]]]
+"""The results of an operation, and what each holds of the batch."""
+Extents = dict[str, list[tuple[Label, Fraction, bool]]]
+"""For each loop extent the axes in it: label, factor, and whether it still is to be scaled to the deployment."""
+
+
+def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False) -> Size:
+    """A tensor's elements and the axes in them.
+
+    Args:
+        tensor: what is read or written.
+        spots: what it holds of the batch.
+        parts: whether it is one of several parts that are counted together.
+    """
+    axes: list[Held] = []
+    for spot in spots:
+        if spot.dims and all(tensor.stride(dim) == 0 for dim, _, _ in spot.dims):
+            continue  # an expanded axis is stored once
+        axes.append((spot.label, Fraction(1)) if parts else spot.held)
+    return stored_elements(tensor), (tuple(axes),) if axes else ()
+
+
+def bias(call: Call, seen: Seen) -> int:
+    """Elements of a constant that is added, as a bias is; 0 if it isn't that."""
+    if call.name != "add" or call.backward or call.get("alpha") not in (None, 1):
+        return 0
+    fixed = [t for t, r, spots in seen.looked if r is not None and not r.tainted and not spots]
+    return stored_elements(fixed[0]) if len(fixed) == 1 and len(seen.looked) == 2 else 0
+
+
+def share(call: Call, seen: Seen, outputs: Outputs) -> list[tuple[Label, Fraction, bool]]:
+    """The part of the batch's rows that an operation is about, by label, where it is not all of them."""
+    parts: dict[Label, Fraction] = {}
+    every = [spots for _, spots in outputs] if call.name in JOINING else [spots for _, _, spots in seen.looked]
+    for spots in every:
+        for spot in spots:
+            if spot.rows < spot.axis.whole:
+                part = Fraction(spot.rows, spot.axis.whole)
+                parts[spot.label] = min(part, parts.get(spot.label, part))
+    return [(label, part, True) for label, part in parts.items()]
+
+
+def held(piece: Product, seen: Seen, outputs: Outputs) -> Extents:
+    """The axes of the batch in each loop extent."""
+    held: Extents = {}
+    spots_of = {id(t): spots for t, _, spots in seen.looked} | {id(t): spots for t, spots in outputs}
+    for extent, dims in piece.axes.items():
+        for tensor, at in dims:
+            for spot in spots_of.get(id(tensor), ()):
+                found = [(d, rows) for d, rows, _ in spot.dims if d == at % max(1, tensor.dim())]
+                if not found:
+                    continue
+                label, (dim, rows) = spot.label, found[0]
+                first = dim == spot.dims[0][0]
+                entry = (label, Fraction(spot.axis.whole if first else 1, rows), first)
+                there = held.setdefault(extent, [])
+                for other, ratio, _ in there:  # one loop runs along both: they are one axis
+                    if ratio == entry[1] and label.size == other.size:
+                        label.join(other)
+                if all(label.root is not other.root for other, _, _ in there):
+                    there.append(entry)
+    loose = [spot for spots in spots_of.values() for spot in spots if not spot.dims and spot.axis.stride == NOWHERE]
+    for spot in loose:
+        if all(spot.label.root is not label.root for axes in held.values() for label, _, _ in axes):
+            for extent in _likely(piece, seen, spot.rows):
+                held.setdefault(extent, []).append((spot.label, Fraction(1), True))
+    return held
+
+
+def _likely(piece: Product, seen: Seen, rows: int) -> tuple[str, ...]:
+    """The extents that an axis is in whose place isn't known.
+
+    Where both factors have it, it is the groups, or it is the rows of one and the columns of the other; where one
+    has it, its rows.
+    """
+    both = piece.weight is not None and bool(seen.spots_of(piece.weight)) and bool(seen.spots_of(piece.input))
+    groups, columns = piece.extents.get("G", 1), piece.extents["K"]
+    if piece.kind != "gemm" or not both:
+        return ("B",)
+    if groups > 1 and groups % rows == 0:
+        return ("G",)
+    return ("B", "K") if columns == rows == 1 and not in_backward() else ("B",)
+
+
+def read_once(draft: Draft, piece: Product, copies: Spot) -> None:
+    """Groups whose second factors are copies of one are rows of one group: the factor is read once."""
+    dims = {dim % max(1, t.dim()) for t, dim in piece.axes.get("G", ()) if t is piece.weight}
+    groups = draft.extents.get("G", 1)
+    if piece.kind == "gemm" and copies.dims and copies.dims[0][0] in dims and groups % copies.rows == 0:
+        draft.extents["G"] = groups // copies.rows
+        draft.extents["B"] *= copies.rows
