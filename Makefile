@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-BENCH ?= $(filter-out benchmarks/wild,$(patsubst recipes/benchmarks/%.py,benchmarks/%,$(wildcard recipes/benchmarks/[a-z]*.py)))
+BENCH ?= $(filter-out benchmarks/wild benchmarks/trace_zoo,$(patsubst recipes/benchmarks/%.py,benchmarks/%,$(wildcard recipes/benchmarks/[a-z]*.py)))
 BENCH_ARGS ?=
 WILD_ARGS ?=
 

@@ -281,6 +281,40 @@ def two_sentences(n):
 
 TWO_SENTENCES = LAYER + attention_macs(3, 3, D) + attention_macs(3, T, D) + 2 * 3 * D * HIDDEN + 3 * D * 20
 
+
+class Unpadded(nn.Module):
+    """What is present is taken out of the padded batch, projected and put back, as encoders do that waste nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.up, self.down = nn.Embedding(20, D), nn.Linear(D, HIDDEN), nn.Linear(HIDDEN, D)
+
+    def forward(self, ids, mask):
+        places = mask.flatten().nonzero().squeeze(1)
+        present = self.words(ids.flatten()[places])
+        out = torch.zeros(ids.numel(), D).index_copy(0, places, self.down(F.gelu(self.up(present))))
+        return out.view(*ids.shape, D)
+
+
+class Classifier(nn.Module):
+    """A class token before the patches, and learned places resized to the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, D, 4, 4)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, D)), nn.Parameter(torch.randn(1, D, 4, 4))
+        self.layer, self.head = nn.TransformerEncoderLayer(D, H, HIDDEN, batch_first=True), nn.Linear(D, 3)
+
+    def forward(self, images):
+        x = self.patches(images)
+        x = x + F.interpolate(self.places, x.shape[2:], mode="bicubic")
+        x = torch.cat([self.token.expand(images.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        return self.head(self.layer(x)[:, 0])
+
+
+CLASSIFIER = 6 * D * 48 + attention_macs(7, 7, D) + 2 * 7 * D * HIDDEN + D * 3
+
+
 FAMILIES = [
     Family("learned queries expanded to the batch", lambda n: LearnedQueries(), copies(T, D), attention_macs(3, T, D)),
     Family(
@@ -317,6 +351,13 @@ FAMILIES = [
         copies(3, 8, 12),
         SWIN,  # the network that makes the biases of positions runs on constants, before deployment
     ),
+    Family(
+        "tokens without their padding",
+        lambda n: Unpadded(),
+        lambda n: (words(n, T, 20), torch.tensor([1, 1, 1, 0, 0]).repeat(n, 1)),
+        3 * 2 * D * HIDDEN,
+    ),
+    Family("class token and resized places", lambda n: Classifier(), copies(3, 8, 12), CLASSIFIER),
     Family("mixer of patches", lambda n: Mixer(), copies(3, 8, 12), 6 * D * 48 + 2 * D * 6 * 3 + 2 * 6 * D * HIDDEN),
     Family("transform by constant matrices", lambda n: Fourier(), copies(T, D), T * T * D + 2 * T * D * D),
     Family(

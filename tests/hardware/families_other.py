@@ -253,6 +253,55 @@ class Beams(nn.Module):
         return scores.view(-1, 3 * 20).topk(3, -1)
 
 
+class OneByOne(nn.Module):
+    """A loop over the samples of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(D, 16), nn.Linear(16, H)
+
+    def forward(self, x):
+        return torch.stack([self.two(self.one(sample).relu()).mean(0) for sample in x])
+
+
+class TimeMajorInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.GRU(D, H), nn.Linear(H, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x.transpose(0, 1))[0][-1])
+
+
+class Operator(nn.Module):
+    """A function's values for each sample, and places where its image is asked for, the same for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, D))
+        self.trunk = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, D))
+
+    def forward(self, values, places):
+        return torch.einsum("nd,pd->np", self.branch(values), self.trunk(places))
+
+
+OPERATOR = 6 * 16 + 16 * D + T * (2 * 16 + 16 * D) + T * D
+
+
+class Sparse(nn.Module):
+    """Nodes in front, so that one sparse product serves the whole batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(NODES).roll(1, 0).to_sparse())
+        self.lin = nn.Linear(D, H)
+
+    def forward(self, x):
+        size = len(x)
+        moved = self.lin(x).transpose(0, 1).reshape(NODES, size * H)
+        return torch.sparse.mm(self.adjacency, moved).view(NODES, size, H).transpose(0, 1)
+
+
 def time_major(n):
     return (repeated(n, T, D, axis=1),)
 
@@ -304,5 +353,14 @@ FAMILIES = [
         lambda n: (repeated(n, T, H), repeated(n, T)),
         T * D * 4 + T * H * D + T * D * 4,
     ),
+    Family("samples one by one", lambda n: OneByOne(), copies(T, D), T * (D * 16 + 16 * H)),
+    Family("time-major inside", lambda n: TimeMajorInside(), copies(T, D), T * 3 * H * (D + H) + H * 2),
+    Family(
+        "places that all samples share, as an argument",
+        lambda n: Operator(),
+        lambda n: (repeated(n, 6), repeated(1, T, 2)[0]),
+        OPERATOR,
+    ),
+    Family("sparse adjacency", lambda n: Sparse(), copies(NODES, D), NODES * D * H),
     Family("beams", lambda n: Beams(), lambda n: (words(n, T, 20),), 3 * (T * D * D + D * 20)),
 ]
