@@ -7,14 +7,15 @@ is refused with the file, the key, the value and what would be accepted.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_effnn._yaml import load_yaml
+from lightning_effnn._yaml import MOST_BYTES, load_yaml
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.energy import OperationEnergies
 from lightning_effnn.hardware.schema import SchemaError, validate
@@ -210,10 +211,10 @@ class Accelerator:
         """Width of a partial sum: the chip's own, or the outputs' where they are wider."""
         return max(self.partial_sum_bits, outputs.bits, inputs.bits if inputs.kind == "float" else 0)
 
-    @cached_property
+    @property
     def key(self) -> tuple[Any, ...]:
-        """What a mapping depends on; equal for chips that map alike."""
-        return (self.name, tuple(self.array.items()), self.memories, self.systolic_dims)
+        """What a mapping depends on beside the layer; equal for chips that map alike, whatever their names."""
+        return (tuple(self.array.items()), self.memories, self.systolic_dims)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -242,13 +243,19 @@ def presets() -> list[str]:
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
-@lru_cache(maxsize=64)
 def _read(path: Path) -> Accelerator:
+    """Each chip is built anew, for its mappings can be changed; what a text says is worked out once."""
+    if path.stat().st_size > MOST_BYTES:
+        raise SchemaError(f"{path}: more than {MOST_BYTES:,} bytes, the most that is read")
+    return _build(validate(copy.deepcopy(_contents(path.read_bytes(), str(path))), str(path)))
+
+
+@lru_cache(maxsize=16)
+def _contents(text: bytes, file: str) -> Any:
     try:
-        raw = load_yaml(path)
+        return load_yaml(text.decode())
     except ValueError as error:
-        raise SchemaError(str(error)) from None
-    return _build(validate(raw, str(path)))
+        raise SchemaError(f"{file}: {error}") from None
 
 
 def _build(data: dict[str, Any]) -> Accelerator:

@@ -1,10 +1,12 @@
 import copy
+import dataclasses
 
 import pytest
 import yaml
 
 from lightning_effnn.hardware import Accelerator, estimate_layers, presets
 from lightning_effnn.hardware.accelerator import PRESETS, Zeros
+from lightning_effnn.hardware.energy import OperationEnergies
 
 ROW = {"name": "l", "kind": "conv", "K": 32, "C": 16, "OY": 8, "OX": 8, "FY": 3, "FX": 3}
 
@@ -129,3 +131,38 @@ def test_compressed_storage_never_takes_more_than_dense():
         for density in (0.0, 0.1, 0.5, 0.9, 1.0):
             assert zeros.stored_bits(8, density) <= 8
     assert Zeros(storage="bitmap").stored_bits(8, 0.0) == 1
+
+
+def test_a_file_that_was_edited_is_read_anew(chip_file):
+    cheap = estimate_layers([ROW], chip_file(lambda data: None)).energy_uJ
+    dear = estimate_layers([ROW], chip_file(_set("memories", "dram", "read_pJ", value=900))).energy_uJ  # as long a text
+    assert dear > cheap
+
+
+def test_a_chip_that_is_changed_in_memory_changes_no_other_and_is_mapped_anew():
+    preset = estimate_layers([ROW], "tpu_like").rows()
+    mine = Accelerator.from_preset("tpu_like")
+    estimate_layers([ROW], mine)
+    mine.array["D1"] = 8
+    mine.spatial["conv"]["D2"] = "OX"
+    assert estimate_layers([ROW], mine).rows() != preset
+    assert estimate_layers([ROW], "tpu_like").rows() == preset
+
+
+@pytest.mark.parametrize("part", ["memories", "systolic_dims", "array", "spatial", "zeros", "energies", "clock_MHz"])
+def test_chips_that_share_a_name_keep_their_costs_apart(part):
+    chip = dataclasses.replace(Accelerator.from_preset("eyeriss_like"), name="chip")
+    row = {**ROW, "i_density": 0.5}
+    changed = {
+        "memories": (*chip.memories[:-1], dataclasses.replace(chip.memories[-1], read_pJ=1.0)),
+        "systolic_dims": ("D1",),
+        "array": {"D1": 7, "D2": 12},
+        "spatial": {kind: {"D1": "OX", "D2": "C"} for kind in chip.spatial},
+        "zeros": {"weights": Zeros(), "activations": Zeros()},
+        "energies": OperationEnergies.of({"int8_mac_pJ": 5.0}),
+        "clock_MHz": 100.0,
+    }
+    other = dataclasses.replace(chip, **{part: changed[part]})
+    first, second = (estimate_layers([row], c) for c in (chip, other))
+    assert (first.energy_uJ, first.latency_us) != (second.energy_uJ, second.latency_us)
+    assert estimate_layers([row], chip).rows() == first.rows()
