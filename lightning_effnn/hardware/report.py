@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,11 +151,9 @@ class CostReport:
         Raises:
             ValueError: ``depth`` below 1.
         """
-        if depth < 1:
-            raise ValueError(f"depth={depth}: 1 or more parts of a module's name are needed")
         groups: dict[str, dict[str, Any]] = {}
         for row in self.rows():
-            name = ".".join(row["name"].split(".")[:depth]) or "(root)"
+            name = _module(row["name"], depth)
             group = groups.setdefault(
                 name, {"module": name, "energy_uJ": 0.0, "latency_us": 0.0, "macs": 0, "dram_kB": 0.0}
             )
@@ -168,24 +166,20 @@ class CostReport:
 
     def by_level(self) -> dict[str, float]:
         """Energy in uJ by where it goes: multiply-accumulates, vector unit, each memory."""
-        levels: dict[str, float] = {}
-        for layer in self.layers:
-            for component, energy in layer.cost.components.items():
-                level = component.split(" ")[-1]
-                levels[level] = levels.get(level, 0.0) + energy * layer.operation.repeats / 1e6
+        levels = _by_place(self.layers)
         order = [m.name for m in self.accelerator.memories]
         return dict(sorted(levels.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else -1))
 
     def components_by_module(self, depth: int = 2) -> dict[str, dict[str, float]]:
-        """Energy in uJ a module and level; the data of :meth:`plot`."""
-        result: dict[str, dict[str, float]] = {}
+        """Energy in uJ a module and level; the data of :meth:`plot`.
+
+        Raises:
+            ValueError: ``depth`` below 1.
+        """
+        groups: dict[str, list[LayerCost]] = {}
         for layer in self.layers:
-            name = ".".join(layer.operation.name.split(".")[:depth]) or "(root)"
-            group = result.setdefault(name, {})
-            for component, energy in layer.cost.components.items():
-                level = component.split(" ")[-1]
-                group[level] = group.get(level, 0.0) + energy * layer.operation.repeats / 1e6
-        return result
+            groups.setdefault(_module(layer.operation.name, depth), []).append(layer)
+        return {name: _by_place(layers) for name, layers in groups.items()}
 
     def to_csv(self, path: str | Path) -> None:
         """Write :meth:`rows`; the file appears whole or not at all."""
@@ -233,6 +227,21 @@ class CostReport:
         text = io.StringIO()
         Console(file=text, width=100).print(self.table())
         return text.getvalue().rstrip()
+
+
+def _by_place(layers: Iterable[LayerCost]) -> dict[str, float]:
+    places: dict[str, float] = {}
+    for layer in layers:
+        for component, energy in layer.cost.components.items():
+            spent = float(energy) * layer.operation.repeats / 1e6
+            places[component.place] = places.get(component.place, 0.0) + spent
+    return places
+
+
+def _module(name: str, depth: int) -> str:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"depth={depth}: 1 or more parts of a module's name are needed")
+    return ".".join(name.split(".")[:depth]) or "(root)"
 
 
 def _number(value: float) -> str:

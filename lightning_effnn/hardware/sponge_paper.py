@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.operation import Operation
-from lightning_effnn.hardware.pricing import Cost
+from lightning_effnn.hardware.pricing import OPERATIONS, Component, Cost
 from lightning_effnn.hardware.report import CostReport, LayerCost
 
 if TYPE_CHECKING:
     from lightning_effnn.hardware.trace import Trace
+
+_DRAM = Component("DRAM")
 
 
 def estimate(trace: Trace, chip: Accelerator) -> CostReport:
@@ -52,11 +54,11 @@ def estimate(trace: Trace, chip: Accelerator) -> CostReport:
         )
         scalars = moved_nonzero + leaf.parameters_nonzero
         cost = Cost(
-            {"DRAM": access * scalars, "operations": operation_pJ * work * w_density * i_density},
+            {_DRAM: access * scalars, OPERATIONS: operation_pJ * work * w_density * i_density},
             dram_bits=32 * scalars,
         )
         all_scalars = moved + leaf.parameters_total
-        dense = Cost({"DRAM": access * all_scalars, "operations": operation_pJ * work}, dram_bits=32 * all_scalars)
+        dense = Cost({_DRAM: access * all_scalars, OPERATIONS: operation_pJ * work}, dram_bits=32 * all_scalars)
         layers.append(LayerCost(operation, None, cost, dense))
     return CostReport(
         accelerator=chip,

@@ -13,6 +13,7 @@ import lightning_effnn.recipes.benchmarks as benchmarks
 from lightning_effnn.hardware import Accelerator, Operation, estimate_layers
 from lightning_effnn.hardware.mapping import map_layers
 from lightning_effnn.hardware.nest import LOOP_LIMIT, Problem
+from lightning_effnn.hardware.pricing import MAC, Component
 
 REFERENCE = Path(benchmarks.__file__).parent / "reference"
 CHIPS = ("tpu_like", "eyeriss_like", "edge_tpu_like")
@@ -32,7 +33,7 @@ def compared(request):
 
 def test_energy_of_memories_is_that_of_the_simulator(compared):
     rows, found = compared
-    mine = [sum(e for k, e in layer.cost.components.items() if k != "MAC") for layer in found.layers]
+    mine = [sum(e for k, e in layer.cost.components.items() if k != MAC) for layer in found.layers]
     errors = np.abs(np.array(mine) / np.array([float(r["mem_energy_pJ"]) for r in rows]) - 1)
     assert np.median(errors) < 1e-6
     assert np.quantile(errors, 0.9) < 1e-3
@@ -52,7 +53,7 @@ def test_energy_of_8_bit_multiply_accumulates_is_that_of_the_simulator(compared)
     rows, found = compared
     for row, layer in zip(rows, found.layers, strict=True):
         if row["w_bits"] == row["i_bits"] == "8":
-            assert layer.cost.components["MAC"] == pytest.approx(float(row["mac_energy_pJ"]))
+            assert layer.cost.components[MAC] == pytest.approx(float(row["mac_energy_pJ"]))
 
 
 def test_rows_keep_order_and_names(compared):
@@ -151,5 +152,5 @@ def test_three_operands_can_share_one_buffer(tmp_path):
     row = {"name": "l", "kind": "conv", "K": 256, "C": 256, "OY": 14, "OX": 14, "FY": 3, "FX": 3, "B": 8}
     unified, split = estimate_layers([row], path), estimate_layers([row], "tpu_like")
     # weights that stay on the chip are read from DRAM once
-    dram = {k: v for k, v in unified.layers[0].cost.components.items() if k == "W dram"}
-    assert dram["W dram"] <= split.layers[0].cost.components["W dram"]
+    dram = Component("dram", "W")
+    assert unified.layers[0].cost.components[dram] <= split.layers[0].cost.components[dram]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_effnn import hardware
+from lightning_effnn.hardware.accelerator import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,21 @@ def test_shumailov2021_is_the_papers_formula():
 def test_shumailov2021_needs_a_network():
     with pytest.raises(ValueError, match="needs a trace"):
         hardware.estimate_layers([], "shumailov2021")
+
+
+def test_memories_of_any_name_are_kept_apart(tmp_path):
+    text = (PRESETS / "eyeriss_like.yaml").read_text()
+    plain, named = tmp_path / "plain.yaml", tmp_path / "named.yaml"
+    plain.write_text(text)
+    named.write_text(text.replace("sram_1M:", '"big buffer":').replace("sram_64KB:", '"small $buffer$":'))
+    row = {"name": "l", "kind": "conv", "K": 16, "C": 3, "OY": 14, "OX": 14, "FY": 3, "FX": 3}
+    mine, theirs = (hardware.estimate_layers([row], path) for path in (named, plain))
+    renamed = {"big buffer": "sram_1M", "small $buffer$": "sram_64KB"}
+    for found, expected in (
+        (mine.by_level(), theirs.by_level()),
+        (mine.components_by_module()["l"], theirs.components_by_module()["l"]),
+    ):
+        assert {renamed.get(level, level): energy for level, energy in found.items()} == expected
+    first, *_, last = mine.by_level()
+    assert (first, last) == ("MAC", "dram")  # from what computes to what lies farthest from it
+    mine.plot(tmp_path / "cost.png")
