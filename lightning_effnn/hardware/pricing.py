@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from lightning_effnn.hardware.accelerator import Accelerator, Memory
+from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.latency import Timing
 from lightning_effnn.hardware.mapping import Link, MappedLayer
+from lightning_effnn.hardware.memory import Memory
 from lightning_effnn.hardware.operation import Operation
 
 _ROLE = {"W": "weights", "I": "activations", "O": "activations"}

@@ -58,7 +58,7 @@ class _Row:
         self._check_columns(_SCALESIM if scalesim else _EXTENTS)
         extents = self._from_scalesim() if scalesim else self._extents()
         stride = self.integer("stride")
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {**extents}
         for op in ("w", "i", "o"):
             fields[f"{op}_format"] = FixedPoint(self.integer(f"{op}_bits", 8, MAX_BITS))
             fields[f"{op}_density"] = self._share(f"{op}_density")
@@ -66,7 +66,7 @@ class _Row:
             fields["accumulator_bits"] = self.integer("o_partial_bits", most=_MOST_PARTIAL_BITS)
         kind: Any = self.row.get("kind", "conv")
         name = self.name if {"name", "layer"} & self.row.keys() else f"layer{self.index}"
-        return Operation(name=name, op=kind, kind=kind, stride_y=stride, stride_x=stride, **extents, **fields)
+        return Operation(name=name, op=kind, kind=kind, stride_y=stride, stride_x=stride, **fields)
 
     def fail(self, what: str) -> NoReturn:
         raise ValueError(f"row {self.index} ({self.name}): {what}")

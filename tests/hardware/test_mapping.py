@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,6 @@ def test_a_mapping_runs_every_loop_and_moves_every_element(operation, chip):
 @given(layers)
 @settings(max_examples=15, deadline=None)
 def test_larger_buffers_never_cost_more_energy(operation):
-    from dataclasses import replace
-
     chip = Accelerator.from_preset("tpu_like")
     larger = replace(
         chip,
@@ -154,3 +153,21 @@ def test_three_operands_can_share_one_buffer(tmp_path):
     # weights that stay on the chip are read from DRAM once
     dram = Component("dram", "W")
     assert unified.layers[0].cost.components[dram] <= split.layers[0].cost.components[dram]
+
+
+def test_registers_that_hold_more_than_the_memory_around_them_are_used_in_part():
+    chip = Accelerator.systolic(64, 64)
+    operation = Operation(name="l", op="conv", kind="conv", K=128, C=64, OY=12, OX=12, FY=3, FX=3)
+    problem = Problem.of(operation, chip)
+    (mapped,) = map_layers([problem], chip)
+    register, sram, _ = mapped.held["W"]
+    reread = math.prod(trips for dim, trips in mapped.order[sram:] if dim in ("G", "K", "C", "FY", "FX"))
+    # what all registers hold of the weights is in the buffer too
+    assert operation.weights * 8 / reread <= chip.levels("W")[1].size_bits
+    inside = math.prod(trips for dim, trips in mapped.order[:register] if dim in ("K", "C", "FY", "FX"))
+    assert inside * 64 * 64 * 8 <= chip.levels("W")[1].size_bits
+    larger = replace(
+        chip, memories=tuple(replace(m, size_bits=2**24) if "sram_weight" in m.name else m for m in chip.memories)
+    )
+    (roomy,) = map_layers([Problem.of(operation, larger)], larger)
+    assert sum(link.energy_pJ for link in roomy.links) <= sum(link.energy_pJ for link in mapped.links)
