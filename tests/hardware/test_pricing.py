@@ -5,9 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_effnn.hardware import Accelerator, CostReport, EnergyModel, Operation, Zeros, estimate_layers
-from lightning_effnn.hardware.cost import _price
-from lightning_effnn.hardware.mapping import map_layers
+from lightning_effnn.hardware import (
+    Accelerator,
+    CostReport,
+    EnergyModel,
+    Operation,
+    Trace,
+    Zeros,
+    estimate,
+    estimate_layers,
+)
 from lightning_effnn.hardware.pricing import MAC, VECTOR, Component
 
 ROW = {"name": "l", "kind": "conv", "K": 64, "C": 64, "OY": 56, "OX": 56, "FY": 3, "FX": 3}
@@ -78,7 +85,7 @@ def test_narrow_weights_cost_less_everywhere_they_go():
 
 def vector(**kw):
     op = Operation(name="relu", op="relu", kind="elementwise", **kw)
-    (layer,) = _price([op], Accelerator.from_preset("tpu_like"), map_layers)
+    (layer,) = estimate(Trace(operations=(op,)), "tpu_like").layers
     return layer.cost
 
 
