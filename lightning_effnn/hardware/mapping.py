@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -66,7 +66,7 @@ class MappedLayer:
 
     order: tuple[tuple[str, int], ...]
     held: dict[str, tuple[int, ...]]
-    links: tuple[Link, ...]
+    links: tuple[Link, ...] = field(repr=False)
     timing: Timing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_effnn._files import write_whole
 from lightning_effnn.hardware.accelerator import Accelerator
@@ -20,9 +22,10 @@ from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.pricing import Cost
 
 BITS_PER_KB = 8 * 1000
+_HEADINGS = ("module", "energy uJ", "share", "latency us", "MMACs", "DRAM kB")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LayerCost:
     """One operation, its mapping (MAC kinds only), its cost, and its cost if no element were zero."""
 
@@ -31,10 +34,16 @@ class LayerCost:
     cost: Cost
     dense: Cost
 
+    def __repr__(self) -> str:
+        op, cost = self.operation, self.cost
+        return f"LayerCost({op.name!r}, {op.op!r}, energy_pJ={float(cost.energy_pJ):.6g}, cycles={cost.cycles:.6g})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CostReport:
     """Cost of one inference (or whatever batch and phase were traced) on one accelerator.
+
+    ``print(report)`` shows the table of its modules, a notebook the same as HTML, ``repr`` the main figures.
 
     Attributes:
         accelerator: the chip.
@@ -197,36 +206,74 @@ class CostReport:
         stacked_bars(self, path, depth)
 
     def table(self, depth: int = 2) -> Table:
-        """The report as a rich table."""
-        total = self.energy_uJ or 1.0
-        table = Table(title=f"Cost on {self.accelerator.name}", title_justify="left")
-        for heading in ("module", "energy uJ", "share", "latency us", "MMACs", "DRAM kB"):
+        """The report as a rich table.
+
+        Args:
+            depth: parts of a module's name by which layers are grouped, 1 or more.
+        """
+        table = Table(title=Text(self._title), title_justify="left", caption=self._caption)
+        for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading == "module" else "right")
-        rows = self.by_module(depth)
-        for row in rows:
-            table.add_row(
-                row["module"],
-                f"{row['energy_uJ']:,.2f}",
-                f"{row['energy_uJ'] / total:.1%}",
-                _number(row["latency_us"]),
-                f"{row['macs'] / 1e6:,.3f}",
-                f"{row['dram_kB']:,.1f}",
-            )
+        *modules, total = self._cells(depth)
+        for name, *figures in modules:
+            table.add_row(Text(name), *figures)  # a name is no markup
         table.add_section()
-        table.add_row(
-            "total", f"{self.energy_uJ:,.2f}", "100.0%", _number(self.latency_us), f"{self.macs / 1e6:,.3f}",
-            f"{self.dram_kB:,.1f}",
-        )  # fmt: skip
-        table.caption = (
-            f"effectual MACs {self.effectual_macs / 1e6:,.3f} M, activation density {self.act_density:.1%}, "
-            f"weights {self.weights_kB:,.1f} kB, coverage {self.coverage:.1%}"
-        )
+        table.add_row(*total)
         return table
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=100).print(self.table())
+        # wherever it is asked for: a notebook would be shown the table, and the text be empty
+        console = Console(file=text, width=100, force_jupyter=False, force_terminal=False, color_system=None)
+        console.print(self.table())
         return text.getvalue().rstrip()
+
+    def __repr__(self) -> str:
+        return (
+            f"<CostReport on {self.accelerator.name!r}: {len(self.layers):,} layers, coverage {self.coverage:.1%},\n"
+            f" energy {_figure(self.energy_uJ)} uJ (if nothing were zero {_figure(self.energy_dense_uJ)}),"
+            f" latency {_figure(self.latency_us)} us,\n"
+            f" {self.macs:,} MACs, DRAM {_figure(self.dram_kB)} kB, weights {_figure(self.weights_kB)} kB>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The table of :meth:`table`, which a notebook shows."""
+        rows = [("th", _HEADINGS), *(("td", cells) for cells in self._cells(2))]
+        lines = (
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>" for tag, cells in rows
+        )
+        title, caption = html.escape(self._title), html.escape(self._caption)
+        return f"<table><caption>{title}<br>{caption}</caption>{''.join(lines)}</table>"
+
+    @property
+    def _title(self) -> str:
+        return f"Cost on {self.accelerator.name}"
+
+    @property
+    def _caption(self) -> str:
+        return (
+            f"effectual MACs {self.effectual_macs / 1e6:,.3f} M, activation density {self.act_density:.1%}, "
+            f"weights {self.weights_kB:,.1f} kB, coverage {self.coverage:.1%}"
+        )
+
+    def _cells(self, depth: int) -> list[tuple[str, ...]]:
+        """One row a module, then the total."""
+        total = {
+            "module": "total", "energy_uJ": self.energy_uJ, "latency_us": self.latency_us, "macs": self.macs,
+            "dram_kB": self.dram_kB, "share": 1.0,
+        }  # fmt: skip
+        energy = self.energy_uJ or 1.0
+        return [
+            (
+                row["module"],
+                f"{row['energy_uJ']:,.2f}",
+                f"{row.get('share', row['energy_uJ'] / energy):.1%}",
+                _number(row["latency_us"]),
+                f"{row['macs'] / 1e6:,.3f}",
+                f"{row['dram_kB']:,.1f}",
+            )
+            for row in (*self.by_module(depth), total)
+        ]
 
 
 def _by_place(layers: Iterable[LayerCost]) -> dict[str, float]:
@@ -246,3 +293,8 @@ def _module(name: str, depth: int) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.2f}"
+
+
+def _figure(value: float) -> str:
+    """As in the table, but what is small is not rounded to nothing."""
+    return f"{value:.3g}" if 0 < value < 1 else _number(value)

@@ -157,3 +157,36 @@ def test_memories_of_any_name_are_kept_apart(tmp_path):
     first, *_, last = mine.by_level()
     assert (first, last) == ("MAC", "dram")  # from what computes to what lies farthest from it
     mine.plot(tmp_path / "cost.png")
+
+
+def test_its_repr_is_a_few_lines_of_figures():
+    rows = [{"name": f"layer{i}", "kind": "gemm", "K": 8 + i, "C": 8} for i in range(200)]
+    report = hardware.estimate_layers(rows, "eyeriss_like")
+    text = repr(report)
+    assert len(text.splitlines()) <= 4
+    assert len(text) < 400
+    assert "layer7" not in text
+    for figure in ("'eyeriss_like'", "200 layers", f"{report.energy_uJ:,.2f} uJ", f"{report.latency_us:,.2f} us"):
+        assert figure in text
+    layer = report.layers[7]
+    assert "'layer7'" in repr(layer)
+    assert len(repr(layer)) < 200
+    assert len(repr(layer.mapping)) < 800
+
+
+def test_names_are_shown_as_they_are_written():
+    name = "block[red]<b>:smile:&"
+    report = hardware.estimate_layers([{"name": name, "kind": "gemm", "K": 8, "C": 8}], "tpu_like")
+    assert name in str(report)
+    page = report._repr_html_()
+    assert "block[red]&lt;b&gt;:smile:&amp;" in page
+    assert page.count("<tr>") == 3  # headings, the layer, the total
+    assert f"{report.energy_uJ:,.2f}" in page
+
+
+def test_its_text_is_plain_wherever_it_is_asked_for(report, monkeypatch):
+    plain = str(report)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(report) == plain
+    assert "\x1b" not in plain
