@@ -13,6 +13,7 @@ levels inside a memory hold more than it has room for in every order, half of th
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from lightning_effnn.hardware.operation import DIMENSIONS
 from lightning_effnn.hardware.transfers import Transfers, link_transfers
 
 _CACHE_SIZE = 4096
+_MOST_AT_ONCE = 300_000  # orders of loops, for all layers of a batch: some hundred megabytes
 _cache: OrderedDict[tuple[object, Problem], MappedLayer] = OrderedDict()
 
 
@@ -84,8 +86,11 @@ def map_layers(problems: Sequence[Problem], accelerator: Accelerator) -> list[Ma
             fresh.setdefault(len(problem.loops()), []).append(problem)
         else:
             results[problem] = found
-    for group in fresh.values():
-        results.update(zip(group, _best(accelerator, group), strict=True))
+    for loops, group in fresh.items():
+        step = max(1, _MOST_AT_ONCE // math.factorial(loops))
+        for start in range(0, len(group), step):
+            some = group[start : start + step]
+            results.update(zip(some, _best(accelerator, some), strict=True))
     for problem, mapped in results.items():
         _cache[accelerator.key, problem] = mapped
         _cache.move_to_end((accelerator.key, problem))

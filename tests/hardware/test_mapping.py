@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightning_effnn.recipes.benchmarks as benchmarks
-from lightning_effnn.hardware import Accelerator, Operation, estimate_layers
+from lightning_effnn.hardware import Accelerator, Operation, estimate_layers, mapping
 from lightning_effnn.hardware.mapping import map_layers
 from lightning_effnn.hardware.nest import LOOP_LIMIT, Problem
 from lightning_effnn.hardware.pricing import MAC, Component
@@ -171,3 +171,21 @@ def test_registers_that_hold_more_than_the_memory_around_them_are_used_in_part()
     )
     (roomy,) = map_layers([Problem.of(operation, larger)], larger)
     assert sum(link.energy_pJ for link in roomy.links) <= sum(link.energy_pJ for link in mapped.links)
+
+
+def test_layers_searched_in_small_batches_are_mapped_as_all_at_once(monkeypatch):
+    chip = Accelerator.from_preset("eyeriss_like")
+    problems = [
+        Problem.of(Operation(name="l", op="conv", kind="conv", K=k, C=24, OY=6, OX=6, FY=3, FX=3), chip)
+        for k in (20, 30, 42, 66, 70)
+    ]
+    mapping.forget_mappings()
+    together = map_layers(problems, chip)
+    sizes = []
+    searched = mapping._search
+    monkeypatch.setattr(mapping, "_search", lambda nest: (sizes.append(len(nest.problems)), searched(nest))[1])
+    monkeypatch.setattr(mapping, "_MOST_AT_ONCE", 2 * math.factorial(LOOP_LIMIT))
+    mapping.forget_mappings()
+    assert map_layers(problems, chip) == together
+    assert sum(sizes) == 5
+    assert max(sizes) == 2
