@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.engines import EngineName, engine_for
 from lightning_effnn.hardware.report import CostReport
 from lightning_effnn.hardware.rows import operation
-
-if TYPE_CHECKING:
-    from lightning_effnn.hardware.trace import Trace
+from lightning_effnn.hardware.trace import Trace
 
 
 def estimate(trace: Trace, accelerator: str | Path | Accelerator, engine: EngineName = "closed_form") -> CostReport:
@@ -32,6 +30,7 @@ def estimate(trace: Trace, accelerator: str | Path | Accelerator, engine: Engine
 
     Raises:
         ValueError: unknown preset or engine, a wrong YAML file, or a layer for which a memory of it is too small.
+        TypeError: no trace, such as a model.
         ImportError: the engine is not installed; the message names the extra.
 
     >>> import torch
@@ -40,6 +39,8 @@ def estimate(trace: Trace, accelerator: str | Path | Accelerator, engine: Engine
     >>> report.macs, report.coverage
     (640, 1.0)
     """
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace is a {type(trace).__name__}: what hardware.trace(model, x) returns is needed")
     chip = Accelerator.load(accelerator)
     return engine_for(chip, engine).estimate(trace, chip)
 

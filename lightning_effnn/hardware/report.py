@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lightning_effnn._files import write_whole
+from lightning_effnn._printed import as_text
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
 from lightning_effnn.hardware.operation import Operation
@@ -222,11 +222,7 @@ class CostReport:
         return table
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        # wherever it is asked for: a notebook would be shown the table, and the text be empty
-        console = Console(file=text, width=100, force_jupyter=False, force_terminal=False, color_system=None)
-        console.print(self.table())
-        return text.getvalue().rstrip()
+        return as_text(self.table(), 100)
 
     def __repr__(self) -> str:
         return (

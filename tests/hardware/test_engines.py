@@ -46,3 +46,8 @@ def test_a_systolic_chip_has_the_simulators_cycles_in_a_trace_as_in_rows(trace):
     chip = hardware.Accelerator.systolic(8, 8, dataflow="os")
     traced = hardware.estimate(trace, chip).layers[0].cost.cycles
     assert traced == hardware.estimate_layers([LAYER], chip).rows()[0]["compute_cycles"]
+
+
+def test_a_model_instead_of_its_trace_is_refused():
+    with pytest.raises(TypeError, match=r"trace is a Linear.*hardware.trace"):
+        hardware.estimate(nn.Linear(4, 4), "tpu_like")
