@@ -21,9 +21,9 @@ from pydantic.dataclasses import dataclass
 from lightning_effnn._yaml import MOST_BYTES, load_yaml
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware import consistency
+from lightning_effnn.hardware._numbers import whole
 from lightning_effnn.hardware.energy import OperationEnergies
 from lightning_effnn.hardware.memory import Memory, Port, Zeros
-from lightning_effnn.hardware.numbers import whole
 from lightning_effnn.hardware.schema import (
     CONFIG,
     Amount,

@@ -68,6 +68,7 @@ class EnergyModel:
                 energy is then ``[B]``.
 
         Raises:
+            TypeError: what is no tensor.
             ValueError: a tensor that hasn't one value, or one row, a layer.
         """
         given = {
@@ -75,7 +76,11 @@ class EnergyModel:
             "w_density": w_density, "i_density": i_density, "o_density": o_density,
         }  # fmt: skip
         for name, tensor in given.items():
-            if tensor is not None and (tensor.dim() not in (1, 2) or len(tensor) != len(self._layers)):
+            if tensor is None:
+                continue
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} is {tensor!r}: a tensor of one value for each layer is needed")
+            if tensor.dim() not in (1, 2) or len(tensor) != len(self._layers):
                 raise ValueError(
                     f"{name} has the shape {tuple(tensor.shape)}: one value (or row) for each of the"
                     f" {len(self._layers)} multiply-accumulate layers is needed"

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from lightning_effnn.formats import FixedPoint
 from lightning_effnn.formats.fixed import MAX_BITS
-from lightning_effnn.hardware.numbers import real, whole
+from lightning_effnn.hardware._numbers import real, whole
 from lightning_effnn.hardware.operation import DIMENSIONS, MAC_KINDS, Operation
 
 _STORED = ("w_bits", "i_bits", "o_bits", "o_partial_bits", "w_density", "i_density", "o_density")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 
-from lightning_effnn.hardware.numbers import MOST, real, whole
+from lightning_effnn.hardware._numbers import MOST, real, whole
 from lightning_effnn.hardware.operation import DIMENSIONS
 
 KINDS = ("conv", "depthwise", "gemm")

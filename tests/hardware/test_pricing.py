@@ -140,6 +140,8 @@ def test_its_price_of_narrower_weights_is_near_that_of_a_new_mapping():
 def test_a_tensor_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"w_bits has the shape \(3,\).*2 multiply-accumulate"):
         EnergyModel(sparse_report()).energy_uJ(w_bits=torch.ones(3))
+    with pytest.raises(TypeError, match="w_bits is 4"):
+        EnergyModel(sparse_report()).energy_uJ(w_bits=4)
 
 
 @pytest.mark.parametrize(
