@@ -18,6 +18,7 @@ from lightning_effnn.callbacks._reporting import log_figure, log_file, log_param
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.formats.tagging import aside
 from lightning_effnn.hardware import Accelerator
+from lightning_effnn.hardware.engines import check_prices_operations
 from lightning_effnn.quantization import (
     Attachment,
     QuantizationPlan,
@@ -100,7 +101,7 @@ class LowPrecisionSearch(Callback):
         if not cost_weight >= 0:
             raise ValueError(f"cost_weight={cost_weight!r}: a number of at least 0 is needed")
         if cost == "energy":
-            Accelerator.load(accelerator)
+            check_prices_operations(Accelerator.load(accelerator))
         self.weights, self.activations = tuple(weights), tuple(activations)
         self.cost, self.accelerator, self.cost_weight = cost, accelerator, cost_weight
         self.warmup, self.freeze = warmup, freeze

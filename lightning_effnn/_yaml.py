@@ -11,6 +11,21 @@ MOST_BYTES = 4_000_000
 MOST_DEPTH = 50
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """A key that stands twice would lose the first of its values."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(source: str | Path) -> Any:
     """Return what YAML holds.
 
@@ -18,7 +33,7 @@ def load_yaml(source: str | Path) -> Any:
         source: the text, or the ``Path`` of a file in UTF-8.
 
     Raises:
-        ValueError: as :func:`read_yaml`, or values that Python can't hold.
+        ValueError: as :func:`read_yaml`, a key that stands twice, or values that Python can't hold.
         OSError: it cannot be read.
 
     >>> load_yaml("a: [1, 2]")
@@ -26,7 +41,7 @@ def load_yaml(source: str | Path) -> Any:
     """
     text = read_yaml(source)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_EachKeyOnce)
     except (yaml.YAMLError, TypeError, OverflowError, AttributeError, ValueError) as error:
         what = str(source) if isinstance(source, Path) else "this"
         raise ValueError(f"{what} is no YAML file: {error}") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_effnn import hardware
 from lightning_effnn.cli._errors import UsageError
@@ -19,7 +20,7 @@ def list_accelerators(names: Sequence[str], console: Console) -> None:
     for column in summaries[0]:
         table.add_column(column, no_wrap=column == "name", overflow="fold")
     for summary in summaries:
-        table.add_row(*(str(value) for value in summary.values()))
+        table.add_row(*(Text(str(value)) for value in summary.values()))  # no markup
     console.print(table)
 
 

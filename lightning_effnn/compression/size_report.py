@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from lightning_effnn._printed import as_text
 
 _DENSE_BYTES = 4
 
@@ -142,6 +142,4 @@ class CompressionReport:
         return table
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=110).print(self.table())
-        return text.getvalue().rstrip()
+        return as_text(self.table(), 110)

@@ -10,9 +10,10 @@ True
 """
 
 from lightning_effnn.formats.tagging import aside, simulated, tag
-from lightning_effnn.hardware.accelerator import Accelerator, Memory, Port, Zeros, presets
+from lightning_effnn.hardware.accelerator import Accelerator, presets
 from lightning_effnn.hardware.cost import estimate, estimate_layers
 from lightning_effnn.hardware.differentiable import EnergyModel
+from lightning_effnn.hardware.memory import Memory, Port, Zeros
 from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.report import CostReport, LayerCost
 from lightning_effnn.hardware.trace import Trace, Tracer, trace

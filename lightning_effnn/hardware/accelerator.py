@@ -7,122 +7,105 @@ is refused with the file, the key, the value and what would be accepted.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lightning_effnn._yaml import load_yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from lightning_effnn._yaml import MOST_BYTES, load_yaml
 from lightning_effnn.formats import NumberFormat
+from lightning_effnn.hardware import consistency
+from lightning_effnn.hardware._numbers import whole
 from lightning_effnn.hardware.energy import OperationEnergies
-from lightning_effnn.hardware.schema import SchemaError, validate
+from lightning_effnn.hardware.memory import Memory, Port, Zeros
+from lightning_effnn.hardware.schema import (
+    CONFIG,
+    Amount,
+    Kind,
+    Label,
+    Loop,
+    Positive,
+    Role,
+    SchemaError,
+    Text,
+    Unfit,
+    refusal,
+)
 
-Operand = Literal["I", "W", "O"]
-Direction = Literal["from_high", "to_low", "from_low", "to_high"]
 PRESETS = Path(__file__).parent / "presets"
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A physical port: up to ``max_bits`` move a cycle, in steps of ``min_bits``, for the listed transfers.
-
-    ``serves`` holds ``(operand, direction)``; directions are seen from the memory: ``from_high`` is filled
-    from the level above, ``to_low`` feeds the level below, ``from_low`` takes results from below,
-    ``to_high`` hands them up.
-    """
-
-    kind: Literal["read", "write", "read_write"]
-    min_bits: int
-    max_bits: int
-    serves: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A memory level: one unit serves the processing elements along ``served_dims``, copies the rest."""
-
-    name: str
-    size_bits: int
-    read_pJ: float
-    write_pJ: float
-    operands: tuple[str, ...]
-    served_dims: tuple[str, ...]
-    ports: tuple[Port, ...]
-
-    def port(self, operand: str, direction: str) -> Port | None:
-        """The port of a transfer, None where the level has none."""
-        return next((p for p in self.ports if (operand, direction) in p.serves), None)
+def _by_name(memories: Any) -> Any:
+    """A file has a mapping of names to memories."""
+    if isinstance(memories, tuple | list) and all(isinstance(memory, Memory) for memory in memories):
+        return memories
+    if not isinstance(memories, Mapping):
+        raise ValueError("accepted: a mapping of names to memories")
+    for name, memory in memories.items():
+        if not isinstance(memory, Mapping):
+            raise Unfit(str(name), memory, "a mapping of keys to values")
+        if "name" in memory:
+            raise Unfit(f"{name}.name", memory["name"], "no such key: the name is the key of the memory")
+    return [{**memory, "name": name} for name, memory in memories.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class Zeros:
-    """What the chip saves on zeros of one operand.
-
-    ``compute``: ``none``, ``gating`` (the operation and its register accesses cost no energy) or ``skipping``
-    (they cost no time either). ``storage``: ``dense``, ``bitmap`` (one bit an element and the non-zeros) or
-    ``run_length`` (each non-zero with the length of the run of zeros before it, ``run_bits`` wide), used in
-    the memories named in ``stored_in``, and only where it is smaller than dense.
-    """
-
-    compute: Literal["none", "gating", "skipping"] = "none"
-    storage: Literal["dense", "bitmap", "run_length"] = "dense"
-    run_bits: int = 0
-    stored_in: tuple[str, ...] = ()
-
-    def stored_bits(self, bits: float, density: Any) -> Any:
-        """Bits an element takes on average, ``density`` a number or a tensor; linear in it where compressed.
-
-        >>> Zeros(storage="bitmap").stored_bits(8, 0.25)
-        3.0
-        >>> Zeros(storage="bitmap").stored_bits(8, 1.0)
-        8.0
-        """
-        if self.storage == "dense":
-            return bits * (density * 0 + 1)
-        if self.storage == "bitmap":
-            packed = density * bits + 1
-        else:
-            # a run longer than the counter holds needs a placeholder every 2**run_bits zeros
-            packed = (density + (1 - density) / 2**self.run_bits) * (bits + self.run_bits)
-        smaller = packed < bits
-        return packed * smaller + bits * (1 - smaller * 1)
+def _of_both(zeros: Any) -> Any:
+    return {"weights": Zeros(), "activations": Zeros(), **zeros} if isinstance(zeros, Mapping) else zeros
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, repr=False, config=CONFIG)
 class Accelerator:
     """A chip. See the module; build one with :meth:`from_preset`, :meth:`from_yaml` or :meth:`systolic`.
+
+    What it is built from is checked; ``dataclasses.replace`` gives a changed one, checked again.
 
     Attributes:
         name, source: what it is and where its numbers come from.
         array: name and size of each dimension of the processing-element array.
         spatial: per kind of layer, the loop unrolled along each array dimension.
-        clock_MHz: turns cycles into microseconds.
-        energies: energy of one operation by its operands' formats.
-        systolic_dims: array dimensions through which results travel a unit a cycle.
+        clock_MHz: turns cycles into microseconds; 0 for a model without time.
+        energies: energy of one operation by its operands' formats (``operations`` in a file).
         vector_lanes: simple operations a cycle of the unit beside the array.
-        memories: from the innermost to the outermost.
+        partial_sum_bits: width of a partial sum.
+        systolic_dims: array dimensions through which results travel a unit a cycle.
+        memories: from the innermost to the outermost, which holds everything and serves the whole array.
         zeros: what zeros of ``weights`` and ``activations`` save.
-        access_pJ: energy of a scalar in ``shumailov2021``, which has no memories.
         model: ``mapped`` (everything of this package), ``systolic`` (its cycles are those of a stall-free
             systolic array) or ``shumailov2021`` (the simulator of the sponge-example paper).
+        dataflow: of a systolic array: ``ws``, ``os``, ``is``.
+        access_pJ: energy of a scalar in ``shumailov2021``, which has no memories.
+
+    Raises:
+        ValueError: a value out of range, or one that does not fit the others.
     """
 
-    name: str
-    source: str
-    array: Mapping[str, int]
-    spatial: Mapping[str, Mapping[str, str]]
-    clock_MHz: float
-    energies: OperationEnergies
-    memories: tuple[Memory, ...]
-    systolic_dims: tuple[str, ...] = ()
-    vector_lanes: int = 1
-    partial_sum_bits: int = 16
-    zeros: Mapping[str, Zeros] = field(default_factory=lambda: {"weights": Zeros(), "activations": Zeros()})
+    name: Text
+    source: Text
+    clock_MHz: Amount
+    energies: Annotated[OperationEnergies, Field(alias="operations")]
+    vector_lanes: Positive
+    partial_sum_bits: Positive
+    array: dict[Label, Positive] = field(default_factory=dict)
+    spatial: dict[Kind, dict[str, Loop]] = field(default_factory=dict)
+    memories: Annotated[tuple[Memory, ...], BeforeValidator(_by_name)] = ()
+    systolic_dims: tuple[Text, ...] = ()
+    zeros: Annotated[dict[Role, Zeros], BeforeValidator(_of_both), Field(validate_default=True)] = field(
+        default_factory=dict
+    )
     model: Literal["mapped", "systolic", "shumailov2021"] = "mapped"
     dataflow: Literal["", "ws", "os", "is"] = ""
-    access_pJ: float = 0.0
+    access_pJ: Amount = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Accelerator:
+        consistency.check(self)
+        return self
 
     @classmethod
     def from_preset(cls, name: str) -> Accelerator:
@@ -154,10 +137,19 @@ class Accelerator:
 
     @classmethod
     def load(cls, what: str | Path | Accelerator) -> Accelerator:
-        """Whatever names a chip: an Accelerator, a preset's name, or the path of a YAML file."""
+        """Whatever names a chip: an Accelerator, a preset's name, or the path of a YAML file.
+
+        Raises:
+            TypeError: it is none of these.
+            ValueError, FileNotFoundError: as :meth:`from_preset` and :meth:`from_yaml`.
+        """
         if isinstance(what, Accelerator):
             return what
-        if isinstance(what, Path) or str(what).endswith((".yaml", ".yml")):
+        if not isinstance(what, str | Path):
+            raise TypeError(
+                f"accelerator={what!r}: a preset's name, the path of a YAML file or an Accelerator is needed"
+            )
+        if isinstance(what, Path) or what.lower().endswith((".yaml", ".yml")):
             return cls.from_yaml(what)
         return cls.from_preset(what)
 
@@ -175,7 +167,7 @@ class Accelerator:
         'systolic_ws_16x16'
         """
         for label, value in (("rows", rows), ("cols", cols)):
-            if not isinstance(value, int) or value < 1:
+            if (whole(value) or 0) < 1:
                 raise ValueError(f"{label}={value!r}: a positive integer is needed")
         loops = {"ws": ("C", "K"), "os": ("OX", "K"), "is": ("C", "OX")}
         if dataflow not in loops:
@@ -210,13 +202,17 @@ class Accelerator:
         """Width of a partial sum: the chip's own, or the outputs' where they are wider."""
         return max(self.partial_sum_bits, outputs.bits, inputs.bits if inputs.kind == "float" else 0)
 
-    @cached_property
+    @property
     def key(self) -> tuple[Any, ...]:
-        """What a mapping depends on; equal for chips that map alike."""
-        return (self.name, tuple(self.array.items()), self.memories, self.systolic_dims)
+        """What a mapping depends on beside the layer; equal for chips that map alike, whatever their names."""
+        return (tuple(self.array.items()), self.memories, self.systolic_dims)
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    def __repr__(self) -> str:
+        memories = ", ".join(memory.name for memory in self.memories)
+        return f"Accelerator(name={self.name!r}, model={self.model!r}, array={self.array}, memories=({memories}))"
 
     def summary(self) -> dict[str, str]:
         """Main figures, for tables."""
@@ -242,57 +238,37 @@ def presets() -> list[str]:
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
-@lru_cache(maxsize=64)
 def _read(path: Path) -> Accelerator:
+    """What a text says is worked out once; each chip has mappings of its own, for they can be changed."""
+    if path.stat().st_size > MOST_BYTES:
+        raise SchemaError(f"{path}: more than {MOST_BYTES:,} bytes, the most that is read")
+    chip = copy.copy(_parsed(path.read_bytes(), str(path)))
+    for name in ("array", "spatial", "zeros"):
+        object.__setattr__(chip, name, copy.deepcopy(getattr(chip, name)))
+    return chip
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: bytes, file: str) -> Accelerator:
     try:
-        raw = load_yaml(path)
+        raw = load_yaml(text.decode())
     except ValueError as error:
-        raise SchemaError(str(error)) from None
-    return _build(validate(raw, str(path)))
+        raise SchemaError(f"{file}: {error}") from None
+    try:
+        return _CHIP.validate_python(raw, by_name=False, by_alias=True)
+    except ValidationError as error:
+        raise refusal(error, file, raw, _KEYS) from None
 
 
-def _build(data: dict[str, Any]) -> Accelerator:
-    memories = tuple(
-        Memory(
-            name=name,
-            size_bits=m["size_bits"],
-            read_pJ=m["read_pJ"],
-            write_pJ=m["write_pJ"],
-            operands=tuple(m["operands"]),
-            served_dims=tuple(m["served_dims"]),
-            ports=tuple(
-                Port(
-                    kind=p["kind"],
-                    min_bits=p["min_bits_per_cycle"],
-                    max_bits=p["max_bits_per_cycle"],
-                    serves=tuple(tuple(s.split()) for s in p["serves"]),
-                )
-                for p in m["ports"]
-            ),
-        )
-        for name, m in data["memories"].items()
-    )
-    zeros = {
-        what: Zeros(
-            compute=z["compute"],
-            storage=z["storage"],
-            run_bits=z.get("run_bits", 0),
-            stored_in=tuple(z.get("stored_in", ())),
-        )
-        for what, z in data["zeros"].items()
-    }
-    return Accelerator(
-        name=data["name"],
-        source=data["source"],
-        array=data["array"],
-        spatial=data["spatial"],
-        clock_MHz=data["clock_MHz"],
-        energies=OperationEnergies.of(data["operations"]),
-        memories=memories,
-        systolic_dims=tuple(data["systolic_dims"]),
-        vector_lanes=data["vector_lanes"],
-        partial_sum_bits=data["partial_sum_bits"],
-        zeros=zeros,
-        model=data["model"],
-        access_pJ=data.get("access_pJ", 0.0),
-    )
+def _keys(cls: Any) -> tuple[str, ...]:
+    return tuple(known.alias or name for name, known in cls.__pydantic_fields__.items())
+
+
+_CHIP = TypeAdapter(Accelerator)
+_KEYS = {
+    "": _keys(Accelerator),
+    "memories": tuple(key for key in _keys(Memory) if key != "name"),
+    "ports": _keys(Port),
+    "zeros": _keys(Zeros),
+    "operations": _keys(OperationEnergies),
+}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_effnn.hardware.engines import check_prices_operations
 from lightning_effnn.hardware.pricing import Storage, mac_components
 from lightning_effnn.hardware.report import CostReport
 
@@ -22,11 +23,14 @@ class EnergyModel:
     """Energy of a report's network in uJ, given widths and densities of its multiply-accumulate layers.
 
     Args:
-        report: what :func:`lightning_effnn.hardware.estimate` returned.
+        report: what :func:`lightning_effnn.hardware.estimate` returned, on a chip that prices operations.
 
     Attributes:
         names: module name of each of the ``N`` multiply-accumulate operations, in order.
         operations: these operations, as traced.
+
+    Raises:
+        ValueError: the report's chip prices whole modules, which depend on no width.
 
     >>> import torch
     >>> from lightning_effnn import hardware
@@ -39,6 +43,7 @@ class EnergyModel:
     """
 
     def __init__(self, report: CostReport) -> None:
+        check_prices_operations(report.accelerator)
         self._chip = report.accelerator
         self._layers = [c for c in report.layers if c.mapping is not None]
         self._rest = sum(float(c.cost.energy_pJ) * c.operation.repeats for c in report.layers if c.mapping is None)
@@ -63,6 +68,7 @@ class EnergyModel:
                 energy is then ``[B]``.
 
         Raises:
+            TypeError: what is no tensor.
             ValueError: a tensor that hasn't one value, or one row, a layer.
         """
         given = {
@@ -70,7 +76,11 @@ class EnergyModel:
             "w_density": w_density, "i_density": i_density, "o_density": o_density,
         }  # fmt: skip
         for name, tensor in given.items():
-            if tensor is not None and (tensor.dim() not in (1, 2) or len(tensor) != len(self._layers)):
+            if tensor is None:
+                continue
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} is {tensor!r}: a tensor of one value for each layer is needed")
+            if tensor.dim() not in (1, 2) or len(tensor) != len(self._layers):
                 raise ValueError(
                     f"{name} has the shape {tuple(tensor.shape)}: one value (or row) for each of the"
                     f" {len(self._layers)} multiply-accumulate layers is needed"

@@ -13,14 +13,16 @@ All widths may be tensors: the same number serves as a differentiable loss.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from lightning_effnn.formats import NumberFormat
+from lightning_effnn.hardware.schema import Price
 
 ACCUMULATOR_BITS = 32
 _SIGNIFICAND = {"fp16": 11, "fp32": 24}  # hidden bit included (IEEE 754)
@@ -52,9 +54,12 @@ def significand_bits(number: NumberFormat) -> int:
     return int(getattr(number, "mantissa_bits", number.bits - 1)) + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class OperationEnergies:
     """Prices on one chip: the 45 nm table times one factor.
+
+    Attributes:
+        int8_mac_pJ: price of an 8-bit multiply-accumulate, which sets the factor.
 
     >>> chip = OperationEnergies.of({"int8_mac_pJ": 0.3})
     >>> from lightning_effnn.formats import FixedPoint, PowerOfTwo
@@ -63,15 +68,18 @@ class OperationEnergies:
     (0.3, 0.124)
     """
 
-    int8_mac_pJ: float
-    scale: float
+    int8_mac_pJ: Price
 
     @classmethod
     def of(cls, operations: dict[str, float]) -> OperationEnergies:
         """From the ``operations`` block of an accelerator's YAML."""
+        return cls(**operations)
+
+    @property
+    def scale(self) -> float:
+        """The factor."""
         reference = _price("integer", "multiply", 8) + _price("integer", "add", ACCUMULATOR_BITS)
-        int8 = float(operations["int8_mac_pJ"])
-        return cls(int8, int8 / reference)
+        return float(self.int8_mac_pJ / reference)
 
     def mac_pJ(self, weights: NumberFormat, inputs: NumberFormat, w_bits: Any = None, i_bits: Any = None) -> Any:
         """One multiply-accumulate in pJ; ``w_bits`` and ``i_bits`` (tensors) replace the formats' widths."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_effnn.hardware.accelerator import Memory, Port
+from lightning_effnn.hardware.memory import Memory, Port
 from lightning_effnn.hardware.nest import IRRELEVANT, OPERANDS, RELEVANT, Floats, Ints, NestBatch
 
 Bools = npt.NDArray[np.bool_]

@@ -6,27 +6,31 @@ faster. This is the search of LOMA (Symons et al., AICAS 2021) with the cost mod
 2021), in closed form over tables of loop subsets (:mod:`nest`) instead of one ordering at a time. There is
 nothing to fit: the tests hold it against results of the simulator itself.
 
-A register narrower than one element (a 32-bit number on an 8-bit chip) is taken as wide as the element.
+A register narrower than one element (a 32-bit number on an 8-bit chip) is taken as wide as the element. Where the
+levels inside a memory hold more than it has room for in every order, half of them is used, or half of that.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_effnn.hardware.accelerator import Accelerator, Memory
+from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.latency import Candidates, Timing, latency
+from lightning_effnn.hardware.memory import Memory
 from lightning_effnn.hardware.nest import IRRELEVANT, OPERANDS, Floats, Ints, NestBatch, Problem
 from lightning_effnn.hardware.operation import DIMENSIONS
 from lightning_effnn.hardware.transfers import Transfers, link_transfers
 
 _CACHE_SIZE = 4096
+_MOST_AT_ONCE = 300_000  # orders of loops, for all layers of a batch: some hundred megabytes
 _cache: OrderedDict[tuple[object, Problem], MappedLayer] = OrderedDict()
 
 
@@ -64,12 +68,16 @@ class MappedLayer:
 
     order: tuple[tuple[str, int], ...]
     held: dict[str, tuple[int, ...]]
-    links: tuple[Link, ...]
+    links: tuple[Link, ...] = field(repr=False)
     timing: Timing
 
 
 def map_layers(problems: Sequence[Problem], accelerator: Accelerator) -> list[MappedLayer]:
-    """The best mapping of each problem on ``accelerator``; equal problems are searched once."""
+    """The best mapping of each problem on ``accelerator``; equal problems are searched once.
+
+    Raises:
+        ValueError: a memory is too small for a layer in any order of its loops; the message names both.
+    """
     fresh: dict[int, list[Problem]] = {}
     results: dict[Problem, MappedLayer] = {}
     for problem in dict.fromkeys(problems):
@@ -78,8 +86,11 @@ def map_layers(problems: Sequence[Problem], accelerator: Accelerator) -> list[Ma
             fresh.setdefault(len(problem.loops()), []).append(problem)
         else:
             results[problem] = found
-    for group in fresh.values():
-        results.update(zip(group, _search(NestBatch(accelerator, group)), strict=True))
+    for loops, group in fresh.items():
+        step = max(1, _MOST_AT_ONCE // math.factorial(loops))
+        for start in range(0, len(group), step):
+            some = group[start : start + step]
+            results.update(zip(some, _best(accelerator, some), strict=True))
     for problem, mapped in results.items():
         _cache[accelerator.key, problem] = mapped
         _cache.move_to_end((accelerator.key, problem))
@@ -91,6 +102,32 @@ def map_layers(problems: Sequence[Problem], accelerator: Accelerator) -> list[Ma
 def forget_mappings() -> None:
     """Empty the cache of searched layers; what a benchmark of the search needs."""
     _cache.clear()
+
+
+class _NoRoom(Exception):
+    """A memory is too small for what the levels inside it hold, whatever the order of a layer's loops."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory.name)
+        self.memory = memory
+
+
+def _best(accelerator: Accelerator, problems: list[Problem]) -> list[MappedLayer]:
+    """Registers that together hold more than the memory around them are used in part."""
+    try:
+        return _search(NestBatch(accelerator, problems))
+    except _NoRoom as full:
+        if len(problems) > 1:  # the others may have room
+            return [mapped for problem in problems for mapped in _best(accelerator, [problem])]
+        inside = [m.name for m in accelerator.memories[: accelerator.memories.index(full.memory)] if m.size_bits > 1]
+        if not inside:
+            extents = dict(zip(DIMENSIONS, problems[0].extents, strict=True))
+            raise ValueError(
+                f"a layer with the extents {extents} has no mapping on {accelerator.name!r}: memory"
+                f" {full.memory.name!r} has no room for what the array works on at once; make size_bits larger"
+            ) from None
+    halved = (replace(m, size_bits=m.size_bits // 2) if m.name in inside else m for m in accelerator.memories)
+    return _best(replace(accelerator, memories=tuple(halved)), problems)
 
 
 @lru_cache(maxsize=8)
@@ -149,6 +186,8 @@ def _fill(nest: NestBatch, prefixes: Ints) -> tuple[dict[str, list[Ints]], npt.N
             found, fits = _fit(nest, memory, {op: levels[op] for op in inner}, taken, prefixes)
             chosen.update(found)
             valid &= fits
+            if not valid.any(axis=1).all():
+                raise _NoRoom(memory)
         for op in memory.operands:
             bounds[op].append(chosen[op])
             taken[op] = chosen[op]

@@ -35,17 +35,17 @@ def cost_figure(report: CostReport, depth: int = 2) -> Any:
         modules = {m: v for m, v in modules.items() if m not in rest} | {f"{len(rest)} others": merged}
     figure = Figure(figsize=(9, 1.6 + 0.28 * max(len(modules), 4)), layout="constrained")
     axes = figure.add_subplot()
-    names = list(modules)
+    names = [_plain(name) for name in modules]
     left = [0.0] * len(names)
     shades = matplotlib.colormaps["viridis"]
     for index, level in enumerate(levels):  # from what computes to what lies farthest from it
-        widths = [modules[name].get(level, 0.0) for name in names]
-        axes.barh(names, widths, left=left, label=level, color=shades(index / max(len(levels) - 1, 1)))
+        widths = [module.get(level, 0.0) for module in modules.values()]
+        axes.barh(names, widths, left=left, label=_plain(level), color=shades(index / max(len(levels) - 1, 1)))
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("energy (uJ)")
     axes.set_title(
-        f"{report.accelerator.name}: {report.energy_uJ:,.1f} uJ, {report.macs / 1e6:,.2f} M MACs,"
+        f"{_plain(report.accelerator.name)}: {report.energy_uJ:,.1f} uJ, {report.macs / 1e6:,.2f} M MACs,"
         f" coverage {report.coverage:.1%}",
         loc="left",
     )
@@ -58,3 +58,8 @@ def stacked_bars(report: CostReport, path: str | Path, depth: int = 2) -> None:
     """Write :func:`cost_figure` to a file, whole or not at all; the suffix chooses the format."""
     figure = cost_figure(report, depth)
     write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+
+
+def _plain(text: str) -> str:
+    """Text between two dollars would be set as a formula."""
+    return text.replace("$", r"\$")

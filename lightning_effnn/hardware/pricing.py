@@ -7,13 +7,15 @@ layer was mapped with; at that width the figures are exactly those of the mappin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_effnn.hardware.accelerator import Accelerator, Memory
+from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.latency import Timing
 from lightning_effnn.hardware.mapping import Link, MappedLayer
+from lightning_effnn.hardware.memory import Memory
 from lightning_effnn.hardware.operation import Operation
 
 _ROLE = {"W": "weights", "I": "activations", "O": "activations"}
@@ -56,18 +58,40 @@ class Storage:
         return {"W": self.w_density, "I": self.i_density, "O": self.o_density}[operand]
 
 
+class Component(NamedTuple):
+    """Where energy goes: what computes (:data:`MAC`, :data:`VECTOR`), or a memory with the operand it is spent on.
+
+    Attributes:
+        place: name of the memory, or of what computes.
+        operand: ``"W"``, ``"I"``, ``"O"``; ``""`` where there is none.
+    """
+
+    place: str
+    operand: str = ""
+
+
+MAC = Component("MAC")
+"""The multiply-accumulates themselves."""
+VECTOR = Component("vector")
+"""The simple operations of the unit beside the array."""
+OPERATIONS = Component("operations")
+"""Of the sponge paper's simulator, which knows no other difference."""
+PLACES = tuple(component.place for component in (MAC, VECTOR, OPERATIONS))
+"""Names that no memory can have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Cost of one run of an operation.
 
     Attributes:
-        components: pJ by component: ``"MAC"``, ``"vector"`` and ``"<operand> <memory>"``.
+        components: pJ by :class:`Component`.
         cycles: from the first load to the last store.
         compute_cycles: those of the array (or the vector unit) alone.
         dram_bits: bits to and from the outermost memory.
     """
 
-    components: Mapping[str, Any] = field(default_factory=dict)
+    components: Mapping[Component, Any] = field(default_factory=dict)
     cycles: float = 0.0
     compute_cycles: float = 0.0
     dram_bits: Any = 0.0
@@ -102,7 +126,7 @@ def price_mac(
 
 def mac_components(
     operation: Operation, mapped: MappedLayer, accelerator: Accelerator, storage: Storage
-) -> tuple[dict[str, Any], Any, float]:
+) -> tuple[dict[Component, Any], Any, float]:
     """Energy of a multiply-accumulate operation (one repeat) by component, without its time.
 
     Widths and densities may be tensors of any one shape: a batch is priced at once.
@@ -116,9 +140,9 @@ def mac_components(
         "I": storage.i_density if saved["activations"] != "none" else 1.0,
     }
     useful["O"] = useful["W"] * useful["I"]
-    macs = operation.macs // operation.repeats
+    macs = math.prod(operation.extents)
     mac = accelerator.energies.mac_pJ(operation.w_format, operation.i_format, storage.w_bits, storage.i_bits)
-    components: dict[str, Any] = {"MAC": macs * mac * useful["O"]}
+    components: dict[Component, Any] = {MAC: macs * mac * useful["O"]}
     dram = accelerator.memories[-1]
     memories = {m.name: m for m in accelerator.memories}
     dram_bits: Any = 0.0
@@ -127,8 +151,7 @@ def mac_components(
         memory = memories[link.memory]
         width = _relative_width(link, memory, operation, accelerator, storage)
         reads, writes = _accesses(link, memory, useful)
-        key = f"{link.operand} {link.memory}"
-        components[key] = (reads * link.read_pJ + writes * link.write_pJ) * width
+        components[Component(link.memory, link.operand)] = (reads * link.read_pJ + writes * link.write_pJ) * width
         if memory is dram:
             bits = _bits(link, memory)
             dense_bits += bits
@@ -195,7 +218,8 @@ def price_vector(operation: Operation, accelerator: Accelerator, storage: Storag
 
     What is applied on the way out of the operation before it (``fused``) moves only its other inputs.
     """
-    components: dict[str, Any] = {"vector": operation.operations * accelerator.energies.vector_pJ(operation.i_format)}
+    work = operation.operations * accelerator.energies.vector_pJ(operation.i_format)
+    components: dict[Component, Any] = {VECTOR: work}
     dram_bits: Any = 0.0
     written = 0 if operation.fused else operation.elements_out
     for operand, elements in (("I", operation.elements_in), ("O", written)):
@@ -208,7 +232,7 @@ def price_vector(operation: Operation, accelerator: Accelerator, storage: Storag
             outermost = memory is levels[-1]
             if outermost:
                 dram_bits = dram_bits + elements * bits
-            components[f"{operand} {memory.name}"] = _pass(memory, operand, elements * bits, outermost)
+            components[Component(memory.name, operand)] = _pass(memory, operand, elements * bits, outermost)
     lanes = accelerator.vector_lanes
     computing = -(-operation.operations // lanes)
     moving = float(dram_bits) / max(p.max_bits for p in accelerator.memories[-1].ports)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_effnn._files import write_whole
+from lightning_effnn._printed import as_text
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
 from lightning_effnn.hardware.operation import Operation
 from lightning_effnn.hardware.pricing import Cost
 
 BITS_PER_KB = 8 * 1000
+_HEADINGS = ("module", "energy uJ", "share", "latency us", "MMACs", "DRAM kB")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LayerCost:
     """One operation, its mapping (MAC kinds only), its cost, and its cost if no element were zero."""
 
@@ -31,10 +34,16 @@ class LayerCost:
     cost: Cost
     dense: Cost
 
+    def __repr__(self) -> str:
+        op, cost = self.operation, self.cost
+        return f"LayerCost({op.name!r}, {op.op!r}, energy_pJ={float(cost.energy_pJ):.6g}, cycles={cost.cycles:.6g})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CostReport:
     """Cost of one inference (or whatever batch and phase were traced) on one accelerator.
+
+    ``print(report)`` shows the table of its modules, a notebook the same as HTML, ``repr`` the main figures.
 
     Attributes:
         accelerator: the chip.
@@ -151,11 +160,9 @@ class CostReport:
         Raises:
             ValueError: ``depth`` below 1.
         """
-        if depth < 1:
-            raise ValueError(f"depth={depth}: 1 or more parts of a module's name are needed")
         groups: dict[str, dict[str, Any]] = {}
         for row in self.rows():
-            name = ".".join(row["name"].split(".")[:depth]) or "(root)"
+            name = _module(row["name"], depth)
             group = groups.setdefault(
                 name, {"module": name, "energy_uJ": 0.0, "latency_us": 0.0, "macs": 0, "dram_kB": 0.0}
             )
@@ -168,24 +175,20 @@ class CostReport:
 
     def by_level(self) -> dict[str, float]:
         """Energy in uJ by where it goes: multiply-accumulates, vector unit, each memory."""
-        levels: dict[str, float] = {}
-        for layer in self.layers:
-            for component, energy in layer.cost.components.items():
-                level = component.split(" ")[-1]
-                levels[level] = levels.get(level, 0.0) + energy * layer.operation.repeats / 1e6
+        levels = _by_place(self.layers)
         order = [m.name for m in self.accelerator.memories]
         return dict(sorted(levels.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else -1))
 
     def components_by_module(self, depth: int = 2) -> dict[str, dict[str, float]]:
-        """Energy in uJ a module and level; the data of :meth:`plot`."""
-        result: dict[str, dict[str, float]] = {}
+        """Energy in uJ a module and level; the data of :meth:`plot`.
+
+        Raises:
+            ValueError: ``depth`` below 1.
+        """
+        groups: dict[str, list[LayerCost]] = {}
         for layer in self.layers:
-            name = ".".join(layer.operation.name.split(".")[:depth]) or "(root)"
-            group = result.setdefault(name, {})
-            for component, energy in layer.cost.components.items():
-                level = component.split(" ")[-1]
-                group[level] = group.get(level, 0.0) + energy * layer.operation.repeats / 1e6
-        return result
+            groups.setdefault(_module(layer.operation.name, depth), []).append(layer)
+        return {name: _by_place(layers) for name, layers in groups.items()}
 
     def to_csv(self, path: str | Path) -> None:
         """Write :meth:`rows`; the file appears whole or not at all."""
@@ -203,37 +206,91 @@ class CostReport:
         stacked_bars(self, path, depth)
 
     def table(self, depth: int = 2) -> Table:
-        """The report as a rich table."""
-        total = self.energy_uJ or 1.0
-        table = Table(title=f"Cost on {self.accelerator.name}", title_justify="left")
-        for heading in ("module", "energy uJ", "share", "latency us", "MMACs", "DRAM kB"):
+        """The report as a rich table.
+
+        Args:
+            depth: parts of a module's name by which layers are grouped, 1 or more.
+        """
+        table = Table(title=Text(self._title), title_justify="left", caption=self._caption)
+        for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading == "module" else "right")
-        rows = self.by_module(depth)
-        for row in rows:
-            table.add_row(
+        *modules, total = self._cells(depth)
+        for name, *figures in modules:
+            table.add_row(Text(name), *figures)  # a name is no markup
+        table.add_section()
+        table.add_row(*total)
+        return table
+
+    def __str__(self) -> str:
+        return as_text(self.table(), 100)
+
+    def __repr__(self) -> str:
+        return (
+            f"<CostReport on {self.accelerator.name!r}: {len(self.layers):,} layers, coverage {self.coverage:.1%},\n"
+            f" energy {_figure(self.energy_uJ)} uJ (if nothing were zero {_figure(self.energy_dense_uJ)}),"
+            f" latency {_figure(self.latency_us)} us,\n"
+            f" {self.macs:,} MACs, DRAM {_figure(self.dram_kB)} kB, weights {_figure(self.weights_kB)} kB>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The table of :meth:`table`, which a notebook shows."""
+        rows = [("th", _HEADINGS), *(("td", cells) for cells in self._cells(2))]
+        lines = (
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>" for tag, cells in rows
+        )
+        title, caption = html.escape(self._title), html.escape(self._caption)
+        return f"<table><caption>{title}<br>{caption}</caption>{''.join(lines)}</table>"
+
+    @property
+    def _title(self) -> str:
+        return f"Cost on {self.accelerator.name}"
+
+    @property
+    def _caption(self) -> str:
+        return (
+            f"effectual MACs {self.effectual_macs / 1e6:,.3f} M, activation density {self.act_density:.1%}, "
+            f"weights {self.weights_kB:,.1f} kB, coverage {self.coverage:.1%}"
+        )
+
+    def _cells(self, depth: int) -> list[tuple[str, ...]]:
+        """One row a module, then the total."""
+        total = {
+            "module": "total", "energy_uJ": self.energy_uJ, "latency_us": self.latency_us, "macs": self.macs,
+            "dram_kB": self.dram_kB, "share": 1.0,
+        }  # fmt: skip
+        energy = self.energy_uJ or 1.0
+        return [
+            (
                 row["module"],
                 f"{row['energy_uJ']:,.2f}",
-                f"{row['energy_uJ'] / total:.1%}",
+                f"{row.get('share', row['energy_uJ'] / energy):.1%}",
                 _number(row["latency_us"]),
                 f"{row['macs'] / 1e6:,.3f}",
                 f"{row['dram_kB']:,.1f}",
             )
-        table.add_section()
-        table.add_row(
-            "total", f"{self.energy_uJ:,.2f}", "100.0%", _number(self.latency_us), f"{self.macs / 1e6:,.3f}",
-            f"{self.dram_kB:,.1f}",
-        )  # fmt: skip
-        table.caption = (
-            f"effectual MACs {self.effectual_macs / 1e6:,.3f} M, activation density {self.act_density:.1%}, "
-            f"weights {self.weights_kB:,.1f} kB, coverage {self.coverage:.1%}"
-        )
-        return table
+            for row in (*self.by_module(depth), total)
+        ]
 
-    def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100).print(self.table())
-        return text.getvalue().rstrip()
+
+def _by_place(layers: Iterable[LayerCost]) -> dict[str, float]:
+    places: dict[str, float] = {}
+    for layer in layers:
+        for component, energy in layer.cost.components.items():
+            spent = float(energy) * layer.operation.repeats / 1e6
+            places[component.place] = places.get(component.place, 0.0) + spent
+    return places
+
+
+def _module(name: str, depth: int) -> str:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"depth={depth}: 1 or more parts of a module's name are needed")
+    return ".".join(name.split(".")[:depth]) or "(root)"
 
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.2f}"
+
+
+def _figure(value: float) -> str:
+    """As in the table, but what is small is not rounded to nothing."""
+    return f"{value:.3g}" if 0 < value < 1 else _number(value)

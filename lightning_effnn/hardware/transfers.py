@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_effnn.hardware.accelerator import Memory
+from lightning_effnn.hardware.memory import Memory
 from lightning_effnn.hardware.nest import OPERANDS, Floats, NestBatch
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
+from lightning_effnn._printed import as_text
 from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.quantization.hooks import hosts_of
@@ -94,9 +93,7 @@ class CoverageReport:
         return self.table()
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=140).print(self.table())
-        return text.getvalue().rstrip()
+        return as_text(self.table(), 140)
 
 
 def coverage(model: nn.Module, *inputs: Any, **kwargs: Any) -> CoverageReport:

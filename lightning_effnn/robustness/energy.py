@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn import hardware
+from lightning_effnn.hardware.engines import check_prices_operations
 from lightning_effnn.robustness.activations import Activations, as_deployed, density
 from lightning_effnn.robustness.objectives import SIGMA, smooth_l0
 
@@ -75,8 +76,7 @@ class DensityEnergy:
         self, model: nn.Module, example: Tensor, accelerator: str | Path | hardware.Accelerator = "eyeriss_like"
     ) -> None:
         chip = hardware.Accelerator.load(accelerator)
-        if chip.model == "shumailov2021":
-            raise ValueError("accelerator is 'shumailov2021', which prices whole modules: use TracedEnergy for it")
+        check_prices_operations(chip, "use TracedEnergy for it")
         self.model = model
         with as_deployed(model):
             report = hardware.estimate(hardware.trace(model, example[:1]), chip)

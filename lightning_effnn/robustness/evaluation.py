@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_effnn import hardware
 from lightning_effnn._files import write_whole
+from lightning_effnn.hardware.engines import engine_for
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
 from lightning_effnn.robustness.energy import DensityEnergy, TracedEnergy
@@ -185,15 +186,15 @@ def named_attacks(
         ValueError: an unknown name.
     """
     chip = hardware.Accelerator.load(accelerator)
-    whole_modules = chip.model == "shumailov2021"  # then there is no energy of densities: count zeros, trace each try
+    by_density = engine_for(chip).prices_operations  # if not, count zeros and trace each try
     reach = high - low if eps is None else eps
 
     def energy(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-        return TracedEnergy(model, chip) if whole_modules else DensityEnergy(model, x, chip)
+        return DensityEnergy(model, x, chip) if by_density else TracedEnergy(model, chip)
 
     def pgd(model: nn.Module, x: Tensor) -> Tensor:
         alpha = min(reach, (high - low) / 4) / 8
-        objective: Literal["l0", "energy"] = "l0" if whole_modules else "energy"
+        objective: Literal["l0", "energy"] = "energy" if by_density else "l0"
         return sponge_pgd(
             model, x, reach, alpha, steps, objective=objective, accelerator=chip, low=low, high=high, seed=seed
         )

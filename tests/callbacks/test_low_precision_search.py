@@ -283,6 +283,7 @@ def test_fits_that_do_not_go_together_are_refused():
         ({"weights": (3, 99)}, "got 99"),
         ({"cost": "latency"}, "'energy', 'bits', 'bops'"),
         ({"cost": "energy", "accelerator": "tpu_lik"}, "tpu_lik"),
+        ({"cost": "energy", "accelerator": "shumailov2021"}, "whole modules"),
         ({"cost_weight": -1.0}, "cost_weight=-1.0"),
         ({"warmup": 0.9, "freeze": 0.1}, "the end lies before"),
         ({"warmup": 1.5}, "1.5 is neither a fraction"),

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightning_effnn.recipes.benchmarks as benchmarks
-from lightning_effnn.hardware import Accelerator, Operation, estimate_layers
+from lightning_effnn.hardware import Accelerator, Operation, estimate_layers, mapping
 from lightning_effnn.hardware.mapping import map_layers
 from lightning_effnn.hardware.nest import LOOP_LIMIT, Problem
+from lightning_effnn.hardware.pricing import MAC, Component
 
 REFERENCE = Path(benchmarks.__file__).parent / "reference"
 CHIPS = ("tpu_like", "eyeriss_like", "edge_tpu_like")
@@ -32,7 +34,7 @@ def compared(request):
 
 def test_energy_of_memories_is_that_of_the_simulator(compared):
     rows, found = compared
-    mine = [sum(e for k, e in layer.cost.components.items() if k != "MAC") for layer in found.layers]
+    mine = [sum(e for k, e in layer.cost.components.items() if k != MAC) for layer in found.layers]
     errors = np.abs(np.array(mine) / np.array([float(r["mem_energy_pJ"]) for r in rows]) - 1)
     assert np.median(errors) < 1e-6
     assert np.quantile(errors, 0.9) < 1e-3
@@ -52,7 +54,7 @@ def test_energy_of_8_bit_multiply_accumulates_is_that_of_the_simulator(compared)
     rows, found = compared
     for row, layer in zip(rows, found.layers, strict=True):
         if row["w_bits"] == row["i_bits"] == "8":
-            assert layer.cost.components["MAC"] == pytest.approx(float(row["mac_energy_pJ"]))
+            assert layer.cost.components[MAC] == pytest.approx(float(row["mac_energy_pJ"]))
 
 
 def test_rows_keep_order_and_names(compared):
@@ -96,8 +98,6 @@ def test_a_mapping_runs_every_loop_and_moves_every_element(operation, chip):
 @given(layers)
 @settings(max_examples=15, deadline=None)
 def test_larger_buffers_never_cost_more_energy(operation):
-    from dataclasses import replace
-
     chip = Accelerator.from_preset("tpu_like")
     larger = replace(
         chip,
@@ -151,5 +151,41 @@ def test_three_operands_can_share_one_buffer(tmp_path):
     row = {"name": "l", "kind": "conv", "K": 256, "C": 256, "OY": 14, "OX": 14, "FY": 3, "FX": 3, "B": 8}
     unified, split = estimate_layers([row], path), estimate_layers([row], "tpu_like")
     # weights that stay on the chip are read from DRAM once
-    dram = {k: v for k, v in unified.layers[0].cost.components.items() if k == "W dram"}
-    assert dram["W dram"] <= split.layers[0].cost.components["W dram"]
+    dram = Component("dram", "W")
+    assert unified.layers[0].cost.components[dram] <= split.layers[0].cost.components[dram]
+
+
+def test_registers_that_hold_more_than_the_memory_around_them_are_used_in_part():
+    chip = Accelerator.systolic(64, 64)
+    operation = Operation(name="l", op="conv", kind="conv", K=128, C=64, OY=12, OX=12, FY=3, FX=3)
+    problem = Problem.of(operation, chip)
+    (mapped,) = map_layers([problem], chip)
+    register, sram, _ = mapped.held["W"]
+    reread = math.prod(trips for dim, trips in mapped.order[sram:] if dim in ("G", "K", "C", "FY", "FX"))
+    # what all registers hold of the weights is in the buffer too
+    assert operation.weights * 8 / reread <= chip.levels("W")[1].size_bits
+    inside = math.prod(trips for dim, trips in mapped.order[:register] if dim in ("K", "C", "FY", "FX"))
+    assert inside * 64 * 64 * 8 <= chip.levels("W")[1].size_bits
+    larger = replace(
+        chip, memories=tuple(replace(m, size_bits=2**24) if "sram_weight" in m.name else m for m in chip.memories)
+    )
+    (roomy,) = map_layers([Problem.of(operation, larger)], larger)
+    assert sum(link.energy_pJ for link in roomy.links) <= sum(link.energy_pJ for link in mapped.links)
+
+
+def test_layers_searched_in_small_batches_are_mapped_as_all_at_once(monkeypatch):
+    chip = Accelerator.from_preset("eyeriss_like")
+    problems = [
+        Problem.of(Operation(name="l", op="conv", kind="conv", K=k, C=24, OY=6, OX=6, FY=3, FX=3), chip)
+        for k in (20, 30, 42, 66, 70)
+    ]
+    mapping.forget_mappings()
+    together = map_layers(problems, chip)
+    sizes = []
+    searched = mapping._search
+    monkeypatch.setattr(mapping, "_search", lambda nest: (sizes.append(len(nest.problems)), searched(nest))[1])
+    monkeypatch.setattr(mapping, "_MOST_AT_ONCE", 2 * math.factorial(LOOP_LIMIT))
+    mapping.forget_mappings()
+    assert map_layers(problems, chip) == together
+    assert sum(sizes) == 5
+    assert max(sizes) == 2

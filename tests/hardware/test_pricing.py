@@ -5,9 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_effnn.hardware import Accelerator, CostReport, EnergyModel, Operation, Zeros, estimate_layers
-from lightning_effnn.hardware.cost import _price
-from lightning_effnn.hardware.mapping import map_layers
+from lightning_effnn.hardware import (
+    Accelerator,
+    CostReport,
+    EnergyModel,
+    Operation,
+    Trace,
+    Zeros,
+    estimate,
+    estimate_layers,
+)
+from lightning_effnn.hardware.pricing import MAC, VECTOR, Component
 
 ROW = {"name": "l", "kind": "conv", "K": 64, "C": 64, "OY": 56, "OX": 56, "FY": 3, "FX": 3}
 FC = {"name": "fc", "kind": "gemm", "K": 1000, "C": 512}
@@ -33,9 +41,11 @@ def test_gating_saves_energy_in_proportion_but_no_time(what):
     density = {"w_density" if what == "weights" else "i_density": 0.25}
     gating = chip("gating", what=what)
     dense, sparse = cost(ROW, gating), cost(ROW, gating, **density)
-    assert sparse.components["MAC"] == pytest.approx(0.25 * dense.components["MAC"])
-    assert sparse.components["O rf_16B"] < dense.components["O rf_16B"]
-    other, own = ("I rf_64B_A", "W rf_64B_W") if what == "weights" else ("W rf_64B_W", "I rf_64B_A")
+    assert sparse.components[MAC] == pytest.approx(0.25 * dense.components[MAC])
+    assert sparse.components[Component("rf_16B", "O")] < dense.components[Component("rf_16B", "O")]
+    own, other = Component("rf_64B_W", "W"), Component("rf_64B_A", "I")
+    if what == "activations":
+        own, other = other, own
     assert sparse.components[other] < dense.components[other]
     assert sparse.components[own] == dense.components[own]  # a zero must be read to be seen
     assert sparse.cycles == dense.cycles
@@ -52,8 +62,10 @@ def test_skipping_saves_time_too_but_not_below_the_transfers():
 def test_compressed_weights_shrink_traffic_and_the_time_spent_on_it():
     packed = chip(storage="bitmap", stored_in=("dram",), what="weights")
     dense, sparse = cost(FC, packed), cost(FC, packed, w_density=0.1)
-    assert sparse.components["W dram"] == pytest.approx(dense.components["W dram"] * (0.1 * 8 + 1) / 8)
-    assert sparse.components["W sram_64KB"] == dense.components["W sram_64KB"]
+    assert sparse.components[Component("dram", "W")] == pytest.approx(
+        dense.components[Component("dram", "W")] * (0.1 * 8 + 1) / 8
+    )
+    assert sparse.components[Component("sram_64KB", "W")] == dense.components[Component("sram_64KB", "W")]
     assert sparse.cycles < dense.cycles
 
 
@@ -64,14 +76,16 @@ def test_dense_data_is_never_stored_larger():
 
 def test_narrow_weights_cost_less_everywhere_they_go():
     wide, narrow = (cost({**FC, "w_bits": b}, "tpu_like") for b in (8, 4))
-    assert narrow.components["W dram"] == pytest.approx(wide.components["W dram"] / 2, rel=0.01)
-    assert narrow.components["MAC"] < wide.components["MAC"]
+    assert narrow.components[Component("dram", "W")] == pytest.approx(
+        wide.components[Component("dram", "W")] / 2, rel=0.01
+    )
+    assert narrow.components[MAC] < wide.components[MAC]
     assert narrow.cycles < wide.cycles
 
 
 def vector(**kw):
     op = Operation(name="relu", op="relu", kind="elementwise", **kw)
-    (layer,) = _price([op], Accelerator.from_preset("tpu_like"), map_layers)
+    (layer,) = estimate(Trace(operations=(op,)), "tpu_like").layers
     return layer.cost
 
 
@@ -79,17 +93,17 @@ def test_a_vector_operation_moves_its_elements_and_works_on_them():
     found = vector(elements_in=6400, elements_out=6400, operations=6400)
     bits = 6400 * 8
     assert found.dram_bits == 2 * bits
-    assert found.components["I dram"] == pytest.approx(bits / 64 * 700)
-    assert found.components["O dram"] == pytest.approx(bits / 64 * 750)
-    assert found.components["I sram_2MB"] == pytest.approx(bits / 2048 * (416.16 + 378.4))
+    assert found.components[Component("dram", "I")] == pytest.approx(bits / 64 * 700)
+    assert found.components[Component("dram", "O")] == pytest.approx(bits / 64 * 750)
+    assert found.components[Component("sram_2MB", "I")] == pytest.approx(bits / 2048 * (416.16 + 378.4))
     assert found.cycles == 2 * bits / 64
-    assert found.components["vector"] > 0
+    assert found.components[VECTOR] > 0
 
 
 def test_a_fused_operation_moves_only_its_other_inputs():
     found = vector(elements_in=0, elements_out=6400, operations=6400, fused=True)
     assert found.dram_bits == 0
-    assert found.components["vector"] > 0
+    assert found.components[VECTOR] > 0
     assert found.cycles == 200  # 32 lanes
 
 
@@ -126,6 +140,8 @@ def test_its_price_of_narrower_weights_is_near_that_of_a_new_mapping():
 def test_a_tensor_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"w_bits has the shape \(3,\).*2 multiply-accumulate"):
         EnergyModel(sparse_report()).energy_uJ(w_bits=torch.ones(3))
+    with pytest.raises(TypeError, match="w_bits is 4"):
+        EnergyModel(sparse_report()).energy_uJ(w_bits=4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_effnn import hardware
+from lightning_effnn.hardware.accelerator import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,54 @@ def test_shumailov2021_is_the_papers_formula():
 def test_shumailov2021_needs_a_network():
     with pytest.raises(ValueError, match="needs a trace"):
         hardware.estimate_layers([], "shumailov2021")
+
+
+def test_memories_of_any_name_are_kept_apart(tmp_path):
+    text = (PRESETS / "eyeriss_like.yaml").read_text()
+    plain, named = tmp_path / "plain.yaml", tmp_path / "named.yaml"
+    plain.write_text(text)
+    named.write_text(text.replace("sram_1M:", '"big buffer":').replace("sram_64KB:", '"small $buffer$":'))
+    row = {"name": "l", "kind": "conv", "K": 16, "C": 3, "OY": 14, "OX": 14, "FY": 3, "FX": 3}
+    mine, theirs = (hardware.estimate_layers([row], path) for path in (named, plain))
+    renamed = {"big buffer": "sram_1M", "small $buffer$": "sram_64KB"}
+    for found, expected in (
+        (mine.by_level(), theirs.by_level()),
+        (mine.components_by_module()["l"], theirs.components_by_module()["l"]),
+    ):
+        assert {renamed.get(level, level): energy for level, energy in found.items()} == expected
+    first, *_, last = mine.by_level()
+    assert (first, last) == ("MAC", "dram")  # from what computes to what lies farthest from it
+    mine.plot(tmp_path / "cost.png")
+
+
+def test_its_repr_is_a_few_lines_of_figures():
+    rows = [{"name": f"layer{i}", "kind": "gemm", "K": 8 + i, "C": 8} for i in range(200)]
+    report = hardware.estimate_layers(rows, "eyeriss_like")
+    text = repr(report)
+    assert len(text.splitlines()) <= 4
+    assert len(text) < 400
+    assert "layer7" not in text
+    for figure in ("'eyeriss_like'", "200 layers", f"{report.energy_uJ:,.2f} uJ", f"{report.latency_us:,.2f} us"):
+        assert figure in text
+    layer = report.layers[7]
+    assert "'layer7'" in repr(layer)
+    assert len(repr(layer)) < 200
+    assert len(repr(layer.mapping)) < 800
+
+
+def test_names_are_shown_as_they_are_written():
+    name = "block[red]<b>:smile:&"
+    report = hardware.estimate_layers([{"name": name, "kind": "gemm", "K": 8, "C": 8}], "tpu_like")
+    assert name in str(report)
+    page = report._repr_html_()
+    assert "block[red]&lt;b&gt;:smile:&amp;" in page
+    assert page.count("<tr>") == 3  # headings, the layer, the total
+    assert f"{report.energy_uJ:,.2f}" in page
+
+
+def test_its_text_is_plain_wherever_it_is_asked_for(report, monkeypatch):
+    plain = str(report)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(report) == plain
+    assert "\x1b" not in plain

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_effnn import hardware
 from lightning_effnn.formats import FP32, Binary, FixedPoint, NumberFormat
+from lightning_effnn.hardware.engines import check_prices_operations
 from lightning_effnn.search.bits.choice import BitChoice
 from lightning_effnn.search.cost import CostModel, CostTerm
 
@@ -136,8 +137,7 @@ def _bops(survey: Survey) -> _Model:
 
 
 def _energy(survey: Survey, chip: hardware.Accelerator) -> _Model:
-    if chip.model == "shumailov2021":
-        raise ValueError("accelerator is 'shumailov2021', which prices whole modules: use one of the other presets")
+    check_prices_operations(chip)
     # as estimated: what is fused to an operation is in the format of its result
     *traces, finest = [
         [layer.operation for layer in hardware.estimate(hardware.Trace(operations=tuple(traced)), chip).layers]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_effnn import hardware
 from lightning_effnn.formats import FP32, Binary, FixedPoint, NumberFormat
 from lightning_effnn.formats.tagging import simulated, tag
+from lightning_effnn.hardware.engines import check_prices_operations
 from lightning_effnn.search.cost import CostTerm
 from lightning_effnn.search.graph.block import GraphBlock
 from lightning_effnn.search.graph.config import ATTENTIONS, BITS, FULL, WITHOUT_WEIGHTS, BlockConfig
@@ -143,8 +144,7 @@ class EnergyTables:
     ) -> None:
         self.space = space
         self.chip = hardware.Accelerator.load(accelerator)
-        if self.chip.model == "shumailov2021":
-            raise ValueError("accelerator is 'shumailov2021', which prices whole modules: use one of the other presets")
+        check_prices_operations(self.chip)
         self._graph = len(x), edge_index.cpu()
         self._x_density = float(torch.count_nonzero(x)) / max(1, x.numel())
         self._densities = densities or [Densities() for _ in range(space.num_layers)]
