@@ -14,7 +14,7 @@ from lightning_effnn.hardware.accelerator import Accelerator, presets
 from lightning_effnn.hardware.cost import estimate, estimate_layers
 from lightning_effnn.hardware.differentiable import EnergyModel
 from lightning_effnn.hardware.memory import Memory, Port, Zeros
-from lightning_effnn.hardware.operation import Operation
+from lightning_effnn.hardware.operation import Operation, UnknownOperation
 from lightning_effnn.hardware.report import CostReport, LayerCost
 from lightning_effnn.hardware.trace import Trace, Tracer, trace
 from lightning_effnn.hardware.tracing.rules import register_cost
@@ -29,6 +29,7 @@ __all__ = [
     "Port",
     "Trace",
     "Tracer",
+    "UnknownOperation",
     "Zeros",
     "aside",
     "estimate",

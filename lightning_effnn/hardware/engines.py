@@ -108,6 +108,8 @@ class PerOperation:
             layers=self._price(_with_stored_outputs(costed), chip),
             coverage=trace.coverage,
             unknown=dict(trace.unknown),
+            notes=trace.notes,
+            has_values=trace.has_values,
             weights_bits=sum(
                 _stored_bits(p.elements, p.format.bits, p.nonzero / max(p.elements, 1), chip) for p in trace.parameters
             ),

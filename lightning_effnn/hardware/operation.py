@@ -7,7 +7,7 @@ prices it. It knows nothing of torch dispatch and nothing of chips.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lightning_effnn.formats import FixedPoint, NumberFormat
@@ -140,6 +140,21 @@ class Operation:
         if self.is_mac:
             return self.macs
         return max(self.operations, self.elements_in + self.elements_out, self.possible_macs) * self.repeats
+
+
+@dataclass(slots=True)
+class UnknownOperation:
+    """An operation whose cost is not known, in all its calls.
+
+    Attributes:
+        elements: how many it read and wrote.
+        modules: names of the modules it ran in.
+        reason: why its cost is not known.
+    """
+
+    elements: int = 0
+    modules: set[str] = field(default_factory=set)
+    reason: str = ""
 
 
 def _span(outputs: int, taps: int, stride: int, dilation: int) -> int:

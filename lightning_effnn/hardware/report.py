@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_effnn._files import write_whole
-from lightning_effnn._printed import as_text
+from lightning_effnn._printed import as_text, html_table
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
-from lightning_effnn.hardware.operation import Operation
+from lightning_effnn.hardware.operation import Operation, UnknownOperation
 from lightning_effnn.hardware.pricing import Cost
 
 BITS_PER_KB = 8 * 1000
@@ -49,15 +48,19 @@ class CostReport:
         accelerator: the chip.
         layers: cost of every operation, in order.
         coverage: share of the work whose cost is known, in [0, 1].
-        unknown: elements moved by operations that are not known, by name.
-        weights_bits: size of all parameters as stored.
+        unknown: operations whose cost is not known, by name: elements moved, modules, and why.
+        weights_bits: size of all constants that are read, as stored.
+        notes: readings of the batch that may be wrong, and how to say the other.
+        has_values: whether densities are those of real numbers; if not, everything counts as dense.
     """
 
     accelerator: Accelerator
     layers: tuple[LayerCost, ...]
     coverage: float
-    unknown: Mapping[str, int]
+    unknown: Mapping[str, UnknownOperation]
     weights_bits: float
+    notes: tuple[str, ...] = ()
+    has_values: bool = True
     macs_counted: int | None = None
     effectual_macs_counted: float | None = None
     act_density_counted: float | None = None
@@ -234,12 +237,7 @@ class CostReport:
 
     def _repr_html_(self) -> str:
         """The table of :meth:`table`, which a notebook shows."""
-        rows = [("th", _HEADINGS), *(("td", cells) for cells in self._cells(2))]
-        lines = (
-            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>" for tag, cells in rows
-        )
-        title, caption = html.escape(self._title), html.escape(self._caption)
-        return f"<table><caption>{title}<br>{caption}</caption>{''.join(lines)}</table>"
+        return html_table(f"{self._title}: {self._caption}", _HEADINGS, self._cells(2))
 
     @property
     def _title(self) -> str:

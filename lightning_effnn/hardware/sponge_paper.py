@@ -71,6 +71,8 @@ class SpongePaper:
             layers=tuple(layers),
             coverage=trace.coverage,
             unknown=dict(trace.unknown),
+            notes=trace.notes,
+            has_values=trace.has_values,
             weights_bits=32.0 * sum(leaf.parameters_nonzero for leaf in leaves),
             macs_counted=trace.macs,
             effectual_macs_counted=trace.effectual_macs,

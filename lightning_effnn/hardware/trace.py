@@ -42,11 +42,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_effnn._html import html_table
+from lightning_effnn._printed import html_table
 from lightning_effnn.formats.declared import declared_parameters
-from lightning_effnn.hardware.operation import Operation
+from lightning_effnn.hardware.operation import Operation, UnknownOperation
 from lightning_effnn.hardware.tracing.batch import Batch, inspect_batch
-from lightning_effnn.hardware.tracing.dispatch import TraceMode, Unknown
+from lightning_effnn.hardware.tracing.dispatch import TraceMode
 from lightning_effnn.hardware.tracing.drafts import finish
 from lightning_effnn.hardware.tracing.evidence import says_steps_first
 from lightning_effnn.hardware.tracing.leaves import LeafCall, LeafDraft, is_leaf, measure
@@ -82,7 +82,7 @@ class Trace:
     leaves: tuple[LeafCall, ...] = ()
     batch_size: int = 1
     traced_batch_size: int | None = None
-    unknown: dict[str, Unknown] = field(default_factory=dict)
+    unknown: dict[str, UnknownOperation] = field(default_factory=dict)
     parameters: tuple[StoredWeight, ...] = ()
     notes: tuple[str, ...] = ()
     has_values: bool = True
@@ -315,7 +315,7 @@ def trace(
         >>> trace(nn.Conv2d(3, 8, 3), torch.zeros(16, 3, 10, 10)).macs  # 8 * 8 outputs, 8 channels, 27 inputs
         13824
         >>> trace(nn.LSTM(16, 4), torch.zeros(50, 2, 16)).notes[0]
-        "axis 1 of the input, of extent 2, was taken for the batch, since the model has batch_first=False; ..."
+        'axis 1 of the input, of extent 2, was taken for the batch, since the model has batch_first=False; ...'
     """
     example = named_arguments(model, inputs, kwargs)
     tracer = Tracer(model, batch_size, example, batch_dim=batch_dim, inferences=inferences, strict=strict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from lightning_effnn._torch import (
     node_of_backward,
 )
 from lightning_effnn.formats import NumberFormat
-from lightning_effnn.hardware.operation import Phase
+from lightning_effnn.hardware.operation import Phase, UnknownOperation
 from lightning_effnn.hardware.tracing import (  # noqa: F401 (they register their handlers)
     handlers_attention,
     handlers_conv,
@@ -59,21 +59,6 @@ class _Kind:
     fills: bool
 
 
-@dataclass(slots=True)
-class Unknown:
-    """An operation whose cost isn't known, in all its calls.
-
-    Attributes:
-        elements: how many it read and wrote.
-        modules: where it ran.
-        reason: why it isn't known.
-    """
-
-    elements: int = 0
-    modules: set[str] = field(default_factory=set)
-    reason: str = ""
-
-
 class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what runs while it is entered.
 
@@ -91,7 +76,7 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.modules = modules
         self.strict = strict
         self.simulated = self.aside = 0
-        self.unknown: dict[str, Unknown] = {}
+        self.unknown: dict[str, UnknownOperation] = {}
         self.without_values = False
         self._paused = False
         self._origins: dict[int, str] = {}  # module of each autograd node, by its sequence number
@@ -192,7 +177,7 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return pieces
 
     def _unknown(self, op: str, number: int, reason: Exception | None) -> None:
-        entry = self.unknown.setdefault(op, Unknown())
+        entry = self.unknown.setdefault(op, UnknownOperation())
         entry.elements += number
         entry.modules.add(self.modules.frame.name)
         if not entry.reason:
