@@ -232,7 +232,7 @@ class CostReport:
             f"<CostReport on {self.accelerator.name!r}: {len(self.layers):,} layers, coverage {self.coverage:.1%},\n"
             f" energy {_figure(self.energy_uJ)} uJ (if nothing were zero {_figure(self.energy_dense_uJ)}),"
             f" latency {_figure(self.latency_us)} us,\n"
-            f" {self.macs:,} MACs, DRAM {_figure(self.dram_kB)} kB, weights {_figure(self.weights_kB)} kB>"
+            f" {self.macs:,.0f} MACs, DRAM {_figure(self.dram_kB)} kB, weights {_figure(self.weights_kB)} kB>"
         )
 
     def _repr_html_(self) -> str:
