@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple
 
 NOWHERE = 0
@@ -57,7 +56,7 @@ class Label:
     @property
     def verdict(self) -> bool | None:
         """Whether it is the batch."""
-        return self.root._verdict
+        return self._verdict if self._parent is None else self.root._verdict
 
     @verdict.setter
     def verdict(self, value: bool | None) -> None:
@@ -116,12 +115,12 @@ class Spot(NamedTuple):
 
     @property
     def held(self) -> Held:
-        """Rows of the whole batch for one that is here."""
-        return (self.axis.label, Fraction(self.axis.whole, self.rows or 1))
+        """The label, rows of the whole batch, and rows that are here."""
+        return (self.axis.label, self.axis.whole, self.rows or 1)
 
 
-Held = tuple[Label, Fraction]
-"""A label and what a number has to be multiplied with to be that of all its rows."""
+Held = tuple[Label, int, int]
+"""A label, and what a number has to be multiplied with and divided by to be that of all its rows."""
 
 
 def locate(shape: Sequence[int], strides: Sequence[int], axis: Axis) -> Spot:
@@ -140,6 +139,9 @@ def locate(shape: Sequence[int], strides: Sequence[int], axis: Axis) -> Spot:
     if axis.stride <= 0:
         return Spot(axis, (), axis.size)
     stride, size = axis.stride, axis.size
+    flat = len(shape) == 1 or (len(shape) == 2 and strides[1] * (shape[1] - 1) < stride)
+    if flat and shape[0] == size and strides[0] == stride:  # the usual case, quickly
+        return Spot(axis, ((0, size, 1),), size)
     found: list[tuple[int, int, int]] = []
     rows = 1
     for dim, (extent, step) in enumerate(zip(shape, strides, strict=True)):

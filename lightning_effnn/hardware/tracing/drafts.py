@@ -9,8 +9,9 @@ be fused; and counts of non-zeros are only then fetched from their device.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import Kind, Operation, Phase
@@ -21,6 +22,10 @@ from lightning_effnn.hardware.tracing.storage import Count
 Size = tuple[int, tuple[tuple[Held, ...], ...]]
 """A number of elements in the batch that ran, and the axes of the batch that it holds: those of a tensor, or those
 of each of several tensors, where it grows with the one that has most of them."""
+
+Extents = dict[str, list[tuple[Label, int, int, bool]]]
+"""For each loop extent the axes in it: label, factor, divisor, and whether it still is to be scaled to the
+deployment."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,9 +53,9 @@ class Draft:
 
     Attributes:
         frame: number of the module call it ran in.
-        extents, held: loop extents, and for each the axes in it: label, factor, and whether the factor still
-            has to be multiplied with the deployment's share.
-        share: labels, and the part of the whole batch's rows that this is about, where it is not all.
+        extents, held: loop extents, and the axes in each.
+        share: labels, rows that this is about and rows of the whole batch, where it is not all of them, and whether
+            the extents hold the label.
         sources: for each tensor it reads, which operation wrote it and its size.
         previous: the operation right before it, leaving out those on constants alone.
         readers: how many operations read what it wrote.
@@ -60,7 +65,7 @@ class Draft:
         varies: whether it reads something that depends on the batch's values.
         labels: axes which, if they are the batch, make it more than work on constants.
         w_labels: the same for the second factor.
-        loose: labels whose place among the extents isn't known.
+        constants: the constants that it reads.
     """
 
     name: str
@@ -72,9 +77,9 @@ class Draft:
     w_format: NumberFormat
     o_format: NumberFormat
     extents: dict[str, int] = field(default_factory=dict)
-    held: dict[str, list[tuple[Label, Fraction, bool]]] = field(default_factory=dict)
+    held: Extents = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)
-    share: list[tuple[Label, Fraction, bool]] = field(default_factory=list)
+    share: list[tuple[Label, int, int, bool]] = field(default_factory=list)
     w_count: Count | None = None
     i_count: Count | None = None
     o_count: Count | None = None
@@ -119,30 +124,42 @@ class Deployment:
 
     def scaled(self, *sizes: Size) -> int:
         """The sum of these numbers of elements, rounded up; something stays something."""
-        total = Fraction(0)
+        total: int | Fraction = 0
         for number, tensors in sizes:
-            held = max(([r for label, r in axes if label.verdict] for axes in tensors), key=len, default=[])
-            total += number * math.prod((ratio * self.share for ratio in held), start=Fraction(1))
+            if not tensors:
+                total += number
+                continue
+            held: list[Held] = []
+            for axes in tensors:
+                batch = [entry for entry in axes if entry[0].verdict]
+                held = batch if len(batch) > len(held) else held
+            above, below = number, 1
+            for _, whole, rows in held:
+                above *= whole * self.batch_size
+                below *= rows * (self.inferences or self.batch_size)
+            total += above // below if above % below == 0 else Fraction(above, below)
         return math.ceil(total)
 
-    def extents(self, draft: Draft) -> tuple[dict[str, int], Fraction]:
+    def extents(self, draft: Draft) -> tuple[dict[str, int], int | Fraction]:
         """Loop extents, rounded up, and what their product has to be multiplied with to be exact."""
         extents, exact = dict(draft.extents), Fraction(1)
         for name, axes in draft.held.items():
-            extent: Fraction = Fraction(extents[name])
-            for label, ratio, whole in axes:
+            above, below = extents[name], 1
+            for label, factor, divisor, whole in axes:
                 if label.verdict:
-                    extent *= ratio * (self.share if whole else 1)
-            extents[name] = math.ceil(extent)
-            exact *= extent / extents[name]
+                    above *= factor * (self.batch_size if whole else 1)
+                    below *= divisor * ((self.inferences or self.batch_size) if whole else 1)
+            extents[name] = -(-above // below)
+            if above % below:
+                exact *= Fraction(above, below * extents[name])
         return extents, exact
 
     def repeats(self, draft: Draft) -> Fraction:
         """How often it runs, where it is about a part of the batch only."""
         times = Fraction(draft.repeats)
-        for label, part, held in draft.share:
+        for label, rows, whole, held in draft.share:
             if label.verdict:
-                times *= part if held else self.share
+                times *= Fraction(rows, whole) if held else self.share
         return times
 
 
@@ -168,12 +185,12 @@ def finish(drafts: list[Draft], deployment: Deployment) -> tuple[Operation, ...]
                     places = {key: place + (place >= at) for key, place in places.items()}
         places[id(draft)] = at
         ordered.insert(at, (draft, saved))
-    groups: dict[tuple[object, ...], list[tuple[Draft, Operation, Fraction]]] = {}
+    groups: dict[tuple[object, ...], list[tuple[Draft, Fraction]]] = {}
     for draft, saved in ordered:
-        operation, times = _operation(draft, saved, deployment)
-        frame = None if any(label.verdict for label, _, _ in draft.share) else draft.frame
-        groups.setdefault((frame, operation), []).append((draft, operation, times))
-    return tuple(_merged(group) for group in groups.values())
+        fields, times = _fields(draft, saved, deployment)
+        frame = None if any(label.verdict for label, _, _, _ in draft.share) else draft.frame
+        groups.setdefault((frame, fields), []).append((draft, times))
+    return tuple(_operation(fields, group) for (_, fields), group in groups.items())  # type: ignore[arg-type]
 
 
 def _handed_on(draft: Draft, host: Draft, deployment: Deployment) -> int | None:
@@ -191,33 +208,36 @@ def _is_bias(draft: Draft, host: Draft, deployment: Deployment) -> bool:
     return draft.bias in (extents["K"] * extents["G"], extents["K"])
 
 
-def _operation(draft: Draft, saved: int | None, deployment: Deployment) -> tuple[Operation, Fraction]:
+def _fields(draft: Draft, saved: int | None, deployment: Deployment) -> tuple[tuple[Any, ...], Fraction]:
+    """What an operation is made of, in the order of :data:`_FIELDS`, and how often it runs."""
+    fields: tuple[Any, ...] = (
+        draft.name, draft.op, draft.kind, draft.phase, draft.w_format, draft.i_format, draft.o_format,
+        not draft.w_varies and not any(label.verdict for label in draft.w_labels),
+        deployment.scaled(*draft.reads) - (saved or 0),
+        deployment.scaled(*draft.writes),
+        deployment.scaled(draft.operations),
+        deployment.scaled((draft.possible, draft.operations[1])) if draft.possible else 0,
+        saved is not None,
+    )  # fmt: skip
+    times = deployment.repeats(draft) if draft.share else Fraction(draft.repeats)
+    if not draft.extents:
+        return (*fields, ()), times
     extents, exact = deployment.extents(draft)
-    operation = Operation(
-        name=draft.name,
-        op=draft.op,
-        kind=draft.kind,
-        phase=draft.phase,
-        w_format=draft.w_format,
-        i_format=draft.i_format,
-        o_format=draft.o_format,
-        w_constant=not draft.w_varies and not any(label.verdict for label in draft.w_labels),
-        elements_in=deployment.scaled(*draft.reads) - (saved or 0),
-        elements_out=deployment.scaled(*draft.writes),
-        operations=deployment.scaled(draft.operations),
-        possible_macs=deployment.scaled((draft.possible, draft.operations[1])) if draft.possible else 0,
-        fused=saved is not None,
-        **extents,
-        **draft.windows,
-    )
-    return operation, exact * deployment.repeats(draft)
+    return (*fields, (*extents.items(), *draft.windows.items())), times * exact
 
 
-def _merged(group: list[tuple[Draft, Operation, Fraction]]) -> Operation:
-    drafts = [draft for draft, _, _ in group]
-    times = sum((times for _, _, times in group), Fraction(0))
-    return replace(
-        group[0][1],
+_FIELDS = (
+    "name", "op", "kind", "phase", "w_format", "i_format", "o_format", "w_constant", "elements_in", "elements_out",
+    "operations", "possible_macs", "fused",
+)  # fmt: skip
+
+
+def _operation(fields: tuple[Any, ...], group: list[tuple[Draft, Fraction]]) -> Operation:
+    drafts = [draft for draft, _ in group]
+    times = sum((times for _, times in group), Fraction(0))
+    return Operation(
+        **dict(zip(_FIELDS, fields, strict=False)),
+        **dict(fields[-1]),
         w_density=_density([d.w_count for d in drafts]),
         i_density=_density([d.i_count for d in drafts]),
         o_density=_density([d.o_count for d in drafts]),

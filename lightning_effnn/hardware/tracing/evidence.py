@@ -25,10 +25,10 @@ def meet(call: Call, looked: Looked, where: str) -> None:
         looked: what it reads.
         where: the module it runs in.
     """
-    if not any(spots for _, _, spots in looked):
+    if not _worth_it(call, looked):
         return
     key = _key(call)
-    if key is None or not _worth_it(call, looked):
+    if key is None:
         return
     groups: dict[Hashable, list[Label]] = {}
     for number, (tensor, _, spots) in enumerate(looked):
@@ -136,10 +136,14 @@ def _mix(label: Label, where: str) -> None:
 
 
 def _worth_it(call: Call, looked: Looked) -> bool:
-    labels = {id(spot.label.root): spot.label for _, _, spots in looked for spot in spots}
-    if len(labels) > 1 or any(label.verdict is None for label in labels.values()):
-        return True
-    return call.name in tables.MATRIX_PRODUCTS and not call.backward
+    first: Label | None = None
+    for _, _, spots in looked:
+        for spot in spots:
+            label = spot.label.root
+            if label.verdict is None or (first is not None and label is not first):
+                return True
+            first = label
+    return first is not None and call.name in tables.MATRIX_PRODUCTS and not call.backward
 
 
 def _key(call: Call) -> _Key | None:

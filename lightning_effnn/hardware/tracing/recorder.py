@@ -133,7 +133,7 @@ class Recorder:
 
     def settle(self) -> tuple[Deployment, list[str]]:
         """Decide which axes are the batch; what they were decided to be, and what that assumes."""
-        labels = [label for draft in self.drafts for axes in draft.held.values() for label, _, _ in axes]
+        labels = [label for draft in self.drafts for axes in draft.held.values() for label, _, _, _ in axes]
         multiplied = {label.root for label in labels}
         notes = evidence.settle(self.batch, self.time_major, labels)
         size = None if self.batch is None else self.batch.size
@@ -256,12 +256,15 @@ class Recorder:
         evidence.meet(call, seen.looked, place.name)
         if not call.backward:
             evidence.look_up(call, seen.looked, place.name)
-        self._inherit(call, seen, seen.format if call.keeps_format else None)
-        for record in seen.records:
-            record.module = place.name
+        records = self._inherit(call, seen, seen.format if call.keeps_format else None)
+        for _, record, _ in seen.looked:
+            if record is not None:
+                record.module = place.name
         start = len(self.drafts)
         if pieces:
-            outputs = [(t, self.spots(t)) for t in call.outputs]
+            outputs = [
+                (t, r, _NOTHING if r is None else self.spots(t, r)) for t, r in zip(call.outputs, records, strict=True)
+            ]
             for piece in pieces:
                 draft = self._draft(call, piece, place, seen, outputs)
                 if draft is None:
@@ -271,28 +274,28 @@ class Recorder:
                 self._last_tainted = self._last if seen.tainted else self._last_tainted
                 self.drafts.append(draft)
         if len(self.drafts) > start:
-            self._wrote(call, seen, pieces, start)
+            self._wrote(records, seen, pieces, start)
 
     def pass_on(self, call: Call, seen: Seen) -> None:
         """Add a call that is none of the model's work, after it ran: only what its results depend on is noted."""
         self._forget(call)
         self._inherit(call, seen, None)
 
-    def _wrote(self, call: Call, seen: Seen, pieces: Sequence[Piece], start: int) -> None:
+    def _wrote(self, records: Sequence[Record | None], seen: Seen, pieces: Sequence[Piece], start: int) -> None:
         for producer in {p for p, _ in seen.sources if p is not None}:
             self.drafts[producer].readers += 1
-        for tensor in call.outputs:
-            record = self.book.of(tensor)
+        for record in records:
             if record is not None:
                 record.producer = self._last
         index = start
         for piece in pieces:  # of several, each has its own results
             if index < len(self.drafts) and self.drafts[index].piece is piece:
-                for tensor in _results(piece):
-                    record = self.book.of(tensor)
-                    if record is not None:
-                        record.producer = index
                 self.drafts[index].piece = None
+                if len(pieces) > 1:
+                    for tensor in _results(piece):
+                        record = self.book.of(tensor)
+                        if record is not None:
+                            record.producer = index
                 index += 1
 
     def _draft(self, call: Call, piece: Piece, place: Place, seen: Seen, outputs: spread.Outputs) -> Draft | None:
@@ -301,7 +304,7 @@ class Recorder:
             place.name, call.name, piece.kind, place.phase, place.frame, number_format, number_format, number_format,
             piece=piece, share=spread.share(call, seen, outputs),
             varies=seen.tainted or not self._knows_batch() or call.random,
-            labels=(*seen.labels(), *(spot.label for _, spots in outputs for spot in spots)),
+            labels=tuple(spot.label for _, _, spots in (*seen.looked, *outputs) for spot in spots),
         )  # fmt: skip
         if isinstance(piece, Product):
             if not all(piece.extents.values()):
@@ -326,8 +329,9 @@ class Recorder:
         if weight is not None and (record is None or record.computed or not record.parameter):
             draft.w_labels = tuple(spot.label for spot in seen.spots_of(weight))
         draft.held = spread.held(piece, seen, outputs)
-        placed = {label.root for axes in draft.held.values() for label, _, _ in axes}
-        draft.share = [(label, part, label.root in placed) for label, part, _ in draft.share]
+        if draft.share:
+            placed = {label.root for axes in draft.held.values() for label, _, _, _ in axes}
+            draft.share = [(label, rows, whole, label.root in placed) for label, rows, whole, _ in draft.share]
         if record is not None and record.copies is not None:
             spread.read_once(draft, piece, locate(weight.shape, weight.stride(), record.copies))  # type: ignore[union-attr]
 
@@ -335,9 +339,8 @@ class Recorder:
         self, draft: Draft, piece: Vector, call: Call, seen: Seen, outputs: spread.Outputs,
         place: Place,
     ) -> bool:  # fmt: skip
-        known = {id(t): spots for t, spots in outputs}
-        every = [spots for _, _, spots in seen.looked] + [spots for _, spots in outputs]
-        axes = tuple(tuple(spot.held for spot in spots) for spots in every if spots)
+        known = {id(t): spots for t, _, spots in outputs}
+        axes = tuple(tuple(s.held for s in spots) for _, _, spots in (*seen.looked, *outputs) if spots)
         if piece.elements_in is not None:
             draft.reads = [(piece.elements_in, axes), *(spread.size(t, seen.spots_of(t)) for t in piece.also)]
         else:
@@ -401,42 +404,53 @@ class Recorder:
                 if record is not None:
                     record.counts.clear()
 
-    def _inherit(self, call: Call, seen: Seen, number_format: NumberFormat | None) -> None:
+    def _inherit(self, call: Call, seen: Seen, number_format: NumberFormat | None) -> list[Record | None]:
         """What the results have from what was read."""
-        known = {id(r) for r in seen.records}
+        known = {id(r) for _, r, _ in seen.looked}
         changed = {id(self.book.of(t)) for t in call.written}
-        producer = next((r.producer for r in seen.records if r.producer is not None), None)
-        parameter = None if seen.tainted else next((r.parameter for r in seen.records if r.parameter), None)
-        tainted = (seen.tainted and not call.fills) or call.random
-        source_is_computed = any(r.computed for r in seen.records)
-        for tensor in call.outputs:
-            record = self.book.of(tensor)
-            if record is None:
+        held = any(spots for _, _, spots in seen.looked)
+        records = [self.book.of(tensor) for tensor in call.outputs]
+        for tensor, record in zip(call.outputs, records, strict=True):
+            if record is None or (id(record) in known and id(record) not in changed):
                 continue
-            if id(record) not in known:
-                record.tainted, record.producer = tainted, producer
-                record.parameter, record.computed = parameter, call.name not in tables.COPIES or source_is_computed
-            elif id(record) in changed:
-                record.tainted = record.tainted or tainted
-                record.computed = True
+            if id(record) in known:
+                record.tainted, record.computed = record.tainted or seen.tainted or call.random, True
             else:
-                continue
+                self._born(record, call, seen)
             record.format = number_format
-            if seen.tainted or any(spots for _, _, spots in seen.looked):
+            if seen.tainted or held:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
                 if lost:
                     self.lost.add(call.name)
-                if call.name == "cat":  # twice the batch, or more of it, is another extent to look for
-                    self._sizes |= {axis.whole for axis in axes if axis.label.verdict and axis.stride > 0}
-                    if any(axis.label.verdict and axis.stride == NOWHERE == axis.size - 1 for axis in axes):
-                        along = (call.get("dim") or 0) % tensor.dim()
-                        if all(t.shape[along] == 1 for t in call.inputs):
-                            self._sizes |= {tensor.shape[along]}
+                if call.name == "cat":
+                    self._more_rows(call, tensor, axes)
                 record.axes = axes or (record.axes if id(record) in known else ())
             elif self._sizes:
                 record.axes = made_from_sizes(call, tensor, self._sizes) or record.axes
         if call.name in tables.COPIES:
             self._written_out(call)
+        return records
+
+    def _born(self, record: Record, call: Call, seen: Seen) -> None:
+        """A new storage is what it was computed from."""
+        record.tainted = (seen.tainted and not call.fills) or call.random
+        record.computed = call.name not in tables.COPIES
+        for _, source, _ in seen.looked:
+            if source is None:
+                continue
+            if record.producer is None:
+                record.producer = source.producer
+            if record.parameter is None and not seen.tainted:
+                record.parameter = source.parameter
+            record.computed = record.computed or source.computed
+
+    def _more_rows(self, call: Call, result: Tensor, axes: Sequence[Axis]) -> None:
+        """Twice the batch, or more of it, is another extent to look for."""
+        self._sizes |= {axis.whole for axis in axes if axis.label.verdict and axis.stride > 0}
+        if any(axis.label.verdict and axis.stride == NOWHERE == axis.size - 1 for axis in axes):
+            along = (call.get("dim") or 0) % result.dim()
+            if all(t.shape[along] == 1 for t in call.inputs):
+                self._sizes |= {result.shape[along]}
 
     def _written_out(self, call: Call) -> None:
         """A copy of an expanded tensor: the rows along the expanded axis are all the same."""

@@ -64,15 +64,6 @@ class Seen:
     formats: dict[int, NumberFormat] = field(default_factory=dict)
     sources: list[tuple[int | None, Size]] = field(default_factory=list)
 
-    @property
-    def records(self) -> list[Record]:
-        """What is known of the storages read."""
-        return [r for _, r, _ in self.looked if r is not None]
-
-    def labels(self) -> tuple[Label, ...]:
-        """The axes that are read."""
-        return tuple(spot.label for _, _, spots in self.looked for spot in spots)
-
     def spots_of(self, tensor: Tensor | None) -> tuple[Spot, ...]:
         """What a tensor among those read holds of the batch."""
         return next((spots for t, _, spots in self.looked if t is tensor), _NOTHING)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 from torch import Tensor
 
 from lightning_effnn._torch import in_backward
 from lightning_effnn.hardware.tracing.axes import NOWHERE, Held, Label, Spot
-from lightning_effnn.hardware.tracing.drafts import Draft, Size
+from lightning_effnn.hardware.tracing.drafts import Draft, Extents, Size
 from lightning_effnn.hardware.tracing.pieces import Call, Product
 from lightning_effnn.hardware.tracing.seen import Seen
-from lightning_effnn.hardware.tracing.storage import stored_elements
+from lightning_effnn.hardware.tracing.storage import Record, stored_elements
 
 JOINING = ("cat", "stack")
 """What puts parts of the batch together."""
-Outputs = Sequence[tuple[Tensor, tuple[Spot, ...]]]
-"""The results of an operation, and what each holds of the batch."""
-Extents = dict[str, list[tuple[Label, Fraction, bool]]]
-"""For each loop extent the axes in it: label, factor, and whether it still is to be scaled to the deployment."""
+Outputs = Sequence[tuple[Tensor, "Record | None", tuple[Spot, ...]]]
+"""The results of an operation, what is known of them, and what each holds of the batch."""
 
 
 def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False) -> Size:
@@ -34,7 +31,7 @@ def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False) -> Size:
     for spot in spots:
         if spot.dims and all(tensor.stride(dim) == 0 for dim, _, _ in spot.dims):
             continue  # an expanded axis is stored once
-        axes.append((spot.label, Fraction(1)) if parts else spot.held)
+        axes.append((spot.label, 1, 1) if parts else spot.held)
     return stored_elements(tensor), (tuple(axes),) if axes else ()
 
 
@@ -46,22 +43,24 @@ def bias(call: Call, seen: Seen) -> int:
     return stored_elements(fixed[0]) if len(fixed) == 1 and len(seen.looked) == 2 else 0
 
 
-def share(call: Call, seen: Seen, outputs: Outputs) -> list[tuple[Label, Fraction, bool]]:
+def share(call: Call, seen: Seen, outputs: Outputs) -> list[tuple[Label, int, int, bool]]:
     """The part of the batch's rows that an operation is about, by label, where it is not all of them."""
-    parts: dict[Label, Fraction] = {}
-    every = [spots for _, spots in outputs] if call.name in JOINING else [spots for _, _, spots in seen.looked]
-    for spots in every:
+    parts: dict[Label, tuple[int, int]] = {}
+    for _, _, spots in outputs if call.name in JOINING else seen.looked:
         for spot in spots:
             if spot.rows < spot.axis.whole:
-                part = Fraction(spot.rows, spot.axis.whole)
-                parts[spot.label] = min(part, parts.get(spot.label, part))
-    return [(label, part, True) for label, part in parts.items()]
+                rows, whole = parts.get(spot.label, (1, 1))
+                if spot.rows * whole < rows * spot.axis.whole:
+                    parts[spot.label] = (spot.rows, spot.axis.whole)
+    return [(label, rows, whole, True) for label, (rows, whole) in parts.items()]
 
 
 def held(piece: Product, seen: Seen, outputs: Outputs) -> Extents:
     """The axes of the batch in each loop extent."""
     held: Extents = {}
-    spots_of = {id(t): spots for t, _, spots in seen.looked} | {id(t): spots for t, spots in outputs}
+    spots_of = {id(t): spots for t, _, spots in (*seen.looked, *outputs) if spots}
+    if not spots_of:
+        return held
     for extent, dims in piece.axes.items():
         for tensor, at in dims:
             for spot in spots_of.get(id(tensor), ()):
@@ -70,18 +69,18 @@ def held(piece: Product, seen: Seen, outputs: Outputs) -> Extents:
                     continue
                 label, (dim, rows) = spot.label, found[0]
                 first = dim == spot.dims[0][0]
-                entry = (label, Fraction(spot.axis.whole if first else 1, rows), first)
+                whole = spot.axis.whole if first else 1
                 there = held.setdefault(extent, [])
-                for other, ratio, _ in there:  # one loop runs along both: they are one axis
-                    if ratio == entry[1] and label.size == other.size:
+                for other, factor, divisor, _ in there:  # one loop runs along both: they are one axis
+                    if (factor, divisor) == (whole, rows) and label.size == other.size:
                         label.join(other)
-                if all(label.root is not other.root for other, _, _ in there):
-                    there.append(entry)
+                if all(label.root is not other.root for other, _, _, _ in there):
+                    there.append((label, whole, rows, first))
     loose = [spot for spots in spots_of.values() for spot in spots if not spot.dims and spot.axis.stride == NOWHERE]
     for spot in loose:
-        if all(spot.label.root is not label.root for axes in held.values() for label, _, _ in axes):
+        if all(spot.label.root is not label.root for axes in held.values() for label, _, _, _ in axes):
             for extent in _likely(piece, seen, spot.rows):
-                held.setdefault(extent, []).append((spot.label, Fraction(1), True))
+                held.setdefault(extent, []).append((spot.label, 1, 1, True))
     return held
 
 

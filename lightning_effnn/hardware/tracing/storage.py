@@ -28,6 +28,7 @@ SMALLEST_NORMAL = 2.0**-126
 arXiv 2006.03463."""
 
 _BLOCK = 1 << 16  # elements; half a megabyte at most
+_SMALL = 1 << 12
 _REAL_OF = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -125,7 +126,7 @@ class StorageBook:
 def stored_elements(tensor: Tensor) -> int:
     """Elements that exist in memory: an expanded axis is stored once, a sparse tensor's zeros never."""
     tensor = _plain(tensor)
-    if tensor.is_nested:
+    if tensor.is_nested or (not tensor.is_complex() and 0 not in tensor.stride()):
         return tensor.numel()
     number = math.prod(s for s, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return number * (2 if tensor.is_complex() else 1)
@@ -133,9 +134,10 @@ def stored_elements(tensor: Tensor) -> int:
 
 def compact(tensor: Tensor) -> Tensor:
     """``tensor`` with each expanded axis taken once."""
-    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(axis, 0, 1)
+    if 0 in tensor.stride():
+        for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if stride == 0 and size > 1:
+                tensor = tensor.narrow(axis, 0, 1)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -188,6 +190,8 @@ def _flat(tensor: Tensor) -> Tensor | None:
 def _nonzero_in_blocks(values: np.ndarray[Any, Any]) -> int:
     # An activation is larger than the cache: in blocks, magnitudes and comparisons never leave it. In one
     # thread: while others use the cores, waiting for them costs more than counting.
+    if values.size <= _SMALL:
+        return values.size - int(np.count_nonzero(np.abs(values) <= SMALLEST_NORMAL))
     size = min(_BLOCK, values.size)
     magnitudes, small = np.empty(size, values.dtype), np.empty(size, np.bool_)
     threshold, count = values.dtype.type(SMALLEST_NORMAL), 0
