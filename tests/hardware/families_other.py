@@ -200,7 +200,7 @@ class SpaceTime(nn.Module):
         return torch.einsum("vw,nwct->nvct", adjacency, x)
 
 
-SPACE_TIME = NODES * 6 * 2 * H * 3 + NODES * NODES * 2 + NODES * NODES * H * 6
+SPACE_TIME = NODES * 6 * 2 * H * 3 + NODES * NODES * H * 6  # the adjacency is computed from parameters alone
 
 
 class TwoTowers(nn.Module):
@@ -285,7 +285,7 @@ class Operator(nn.Module):
         return torch.einsum("nd,pd->np", self.branch(values), self.trunk(places))
 
 
-OPERATOR = 6 * 16 + 16 * D + T * (2 * 16 + 16 * D) + T * D
+OPERATOR = 6 * 16 + 16 * D + 7 * (2 * 16 + 16 * D) + 7 * D
 
 
 class Sparse(nn.Module):
@@ -327,7 +327,7 @@ FAMILIES = [
         lambda n: (words(n, T, 20), torch.tensor([4]).repeat(n)),
         4 * 2 * 4 * H * (D + H) + 4 * 2 * H * 4,
     ),
-    Family("low-rank update merged", lambda n: Adapted(), copies(T, D), 5 * 2 * D + T * D * 5),
+    Family("low-rank update merged", lambda n: Adapted(), copies(T, D), T * D * 5),
     Family("weight normalisation", lambda n: weight_norm(nn.Linear(D, H)), copies(T, D), T * D * H),
     Family("messages along kept edges", lambda n: Graph(kept=True), copies(NODES, D), 2 * NODES * D * H),
     Family(
@@ -346,7 +346,7 @@ FAMILIES = [
         lambda n: (repeated(n, 12), words(n, T, 20)),
         12 * D + D * D + D,
     ),
-    Family("points shared by all samples", lambda n: Field(), copies(T), T * D + 8 * 2 * D + 8 * D),
+    Family("points shared by all samples", lambda n: Field(), copies(T), T * D + 8 * D),
     Family(
         "weights made for each sample",
         lambda n: OwnWeights(),
@@ -358,7 +358,7 @@ FAMILIES = [
     Family(
         "places that all samples share, as an argument",
         lambda n: Operator(),
-        lambda n: (repeated(n, 6), repeated(1, T, 2)[0]),
+        lambda n: (repeated(n, 6), repeated(1, 7, 2)[0]),
         OPERATOR,
     ),
     Family("sparse adjacency", lambda n: Sparse(), copies(NODES, D), NODES * D * H),

@@ -69,7 +69,8 @@ def test_every_operation_is_known(family):
 @each(FAMILIES)
 def test_a_deployment_batch_does_not_depend_on_the_batch_that_was_traced_either(family):
     found = {n: trace_of(family, n, batch_size=4, **family.told(n)).macs for n in (1, 3)}
-    assert found[1] == found[3] <= 4 * family.macs
+    pairs = 4 if family.name.startswith("similarities") else 1  # of all images with all texts
+    assert found[1] == found[3] <= 4 * pairs * family.macs
 
 
 @each([family for family in FAMILIES if family.told(1)])
