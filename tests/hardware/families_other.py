@@ -285,7 +285,7 @@ class Operator(nn.Module):
         return torch.einsum("nd,pd->np", self.branch(values), self.trunk(places))
 
 
-OPERATOR = 6 * 16 + 16 * D + T * (2 * 16 + 16 * D) + T * D
+OPERATOR = 6 * 16 + 16 * D + 7 * (2 * 16 + 16 * D) + 7 * D
 
 
 class Sparse(nn.Module):
@@ -358,7 +358,7 @@ FAMILIES = [
     Family(
         "places that all samples share, as an argument",
         lambda n: Operator(),
-        lambda n: (repeated(n, 6), repeated(1, T, 2)[0]),
+        lambda n: (repeated(n, 6), repeated(1, 7, 2)[0]),
         OPERATOR,
     ),
     Family("sparse adjacency", lambda n: Sparse(), copies(NODES, D), NODES * D * H),

@@ -7,12 +7,13 @@ import torch
 from families_attention import FAMILIES as ATTENTION
 from families_convolution import FAMILIES as CONVOLUTION
 from families_other import FAMILIES as OTHER
+from families_positions import FAMILIES as POSITIONS
 from family import BATCHES
 
 from lightning_effnn import hardware
 from lightning_effnn.hardware.trace import Trace
 
-FAMILIES = [*ATTENTION, *CONVOLUTION, *OTHER]
+FAMILIES = [*ATTENTION, *CONVOLUTION, *OTHER, *POSITIONS]
 
 
 def each(families):
