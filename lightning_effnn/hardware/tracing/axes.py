@@ -1,7 +1,7 @@
 """Where the batch lies in memory, and what of it a view holds.
 
 Which axis of a tensor is the batch is remembered by storage, not by tensor: an :class:`Axis` says that the
-element at offset ``o`` belongs to row ``(o // stride) % size``. Whatever view is taken of that memory (a
+byte at offset ``o`` belongs to row ``(o // stride) % size``. Whatever view is taken of that memory (a
 transpose, a slice, ``[N, H]`` merged into ``[N * H]``), :func:`locate` finds from its sizes and strides alone
 which of its axes run along the batch and how many rows they cover.
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from torch import Tensor
 
 NOWHERE = 0
 """Stride of an axis whose place is not known."""
@@ -78,13 +80,19 @@ class Label:
             self.verdict = False
 
 
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor's strides in bytes, the same for views of another type (a complex number as two real ones)."""
+    size = tensor.element_size()
+    return tuple(stride * size for stride in tensor.stride())
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """An axis of the batch in one storage.
 
     Attributes:
         label: which axis it is.
-        stride: elements from one row to the next, :data:`NOWHERE` or :data:`ONE_ROW`.
+        stride: bytes from one row to the next, :data:`NOWHERE` or :data:`ONE_ROW`.
         size: rows that the storage holds.
         whole: rows of the whole batch; larger than ``size`` in a part of it.
     """
@@ -127,7 +135,7 @@ def locate(shape: Sequence[int], strides: Sequence[int], axis: Axis) -> Spot:
     """Find an axis in a view of the storage that has it.
 
     Args:
-        shape, strides: the view's.
+        shape, strides: the view's, strides in bytes.
         axis: the storage's.
 
     >>> batch = Axis(Label(4, True), stride=6, size=4, whole=4)
@@ -165,7 +173,7 @@ def place(
 
     Args:
         label: which axis.
-        shape, strides: the tensor's.
+        shape, strides: the tensor's, strides in bytes.
         dim: where the batch lies.
         rows: how many rows.
         whole: rows of the whole batch.

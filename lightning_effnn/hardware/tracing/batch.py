@@ -187,7 +187,7 @@ def _first(having: tuple[Tensor, ...], tensors: tuple[Tensor, ...], inferences: 
     if nested is not None:
         size = int(nested.size(0))
         return Batch(tensors, inferences or size, axes=[(nested, 0, label := Label(size, True))], main=label)
-    with_axes = [t for t in having if t.dim()]
+    with_axes = [t for t in having if t.dim() and t.layout is torch.strided]
     candidates = [t for t in with_axes if t.dim() > 1 and not _is_mask(t, with_axes)] or with_axes
     if not candidates:
         return Batch(tensors, inferences)

@@ -36,7 +36,8 @@ class Read:
         key: the same for the same constant.
         name: the parameter or buffer that it is, or is computed from.
         elements: how many numbers are stored.
-        labels: axes which, if they are the batch, make it no constant.
+        held: the axes of the batch in it: of a constant repeated for each sample one is stored.
+        active: whether it is no constant if it has the batch.
     """
 
     key: object
@@ -44,7 +45,8 @@ class Read:
     elements: int
     count: Count | None
     format: NumberFormat
-    labels: tuple[Label, ...] = ()
+    held: tuple[Held, ...] = ()
+    active: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -71,10 +71,11 @@ def look_up(call: Call, looked: Looked, where: str) -> None:
         indices = [entry for entry in looked[1:] if not entry[0].is_floating_point()]
     else:
         return
+    along = call.get("dim") if isinstance(call.get("dim"), int) else 0
+    _join_indices(call, looked, indices)
     fixed = [t for t, r, spots in indices if r is not None and r.parameter and not r.tainted and not spots]
     if not fixed or not all(t.dim() for t in fixed):
         return
-    along = call.get("dim") if isinstance(call.get("dim"), int) else 0
     for tensor, _, spots in looked:
         for spot in spots:
             for dim, rows, _ in spot.dims:
@@ -82,6 +83,16 @@ def look_up(call: Call, looked: Looked, where: str) -> None:
                     if call.name in ("index", "_unsafe_index") and call.get("indices")[0] is None:
                         continue
                     _mix(spot.label, where)
+
+
+def _join_indices(call: Call, looked: Looked, indices: Looked) -> None:
+    """``x[arange(N), ...]``: an index made from sizes that looks into the batch is of the batch."""
+    mine = [spot.label for spot in looked[0][2] if spot.label.verdict and spot.dims and spot.dims[0][0] == 0]
+    first = call.get("indices")[0] if call.name in ("index", "_unsafe_index", "index_put") else None
+    for tensor, _, spots in indices:
+        for spot in spots:
+            if mine and tensor is first and spot.label.verdict is None and spot.rows == mine[0].size:
+                spot.label.join(mine[0])
 
 
 def says_steps_first(module: nn.Module) -> bool:
@@ -120,14 +131,15 @@ def settle(batch: Batch | None, time_major: tuple[str, int] | None, wanted: Sequ
         ]
     elif batch.other is not None:
         batch.other.refute()
-    open_labels = [label for label in wanted if label.verdict is None and not label.root.given]
+    open_labels = [label for label in wanted if label.verdict is None]
     if batch.graph:
         return notes
-    for size in sorted({label.size for label in open_labels}):
-        notes.append(
-            f"an axis of extent {size} that was made from sizes alone was taken for the batch;"
-            " inferences and batch_dim say it otherwise"
-        )
+    for given, what in (
+        (True, "axis 0 of another input, of extent {}, was taken to go along with the batch"),
+        (False, "an axis of extent {} that was made from sizes alone was taken for the batch"),
+    ):
+        for size in sorted({label.size for label in open_labels if label.root.given is given}):
+            notes.append(f"{what.format(size)}; a batch of another size tells")
     return notes
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_effnn.hardware.tracing import tables
-from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, place
+from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, place, strides_of
 from lightning_effnn.hardware.tracing.pieces import Call
 
 Found = Sequence[tuple[Tensor, Any, tuple[Spot, ...]]]
@@ -84,7 +84,8 @@ def concatenated(call: Call, number: int, source: Tensor, dim: int, result: Tens
 def convolved(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
     """Samples stay, also where they lie among the channels with filters of their own."""
     if number == 0:
-        return dim if dim == 0 or result.shape[1] % source.shape[dim] == 0 else None
+        kept = result.dim() == source.dim() and (dim == 0 or result.shape[dim] == source.shape[dim] or dim == 1)
+        return dim if kept and (dim != 1 or (call.get("groups") or 1) > 1) else GONE
     return 1 if number == 1 and dim == 0 and not call.get("transposed") else GONE
 
 
@@ -290,7 +291,7 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
                 if dim is None:
                     loose.append(spot)
                     continue
-                axis = place(spot.label, result.shape, result.stride(), dim, rows, spot.axis.whole, each)
+                axis = place(spot.label, result.shape, strides_of(result), dim, rows, spot.axis.whole, each)
                 if axis.stride in axes:  # one axis of the result: whatever it is, it is the same
                     axis.label.join(axes[axis.stride].label)
                 axes.setdefault(axis.stride, axis)
@@ -316,13 +317,16 @@ def made_from_sizes(call: Call, result: Tensor, sizes: frozenset[int]) -> tuple[
     if not _is_plain(result) or (call.name not in tables.FACTORIES and call.name not in tables.NEW):
         if call.name != "repeat":
             return ()
-        found = [(d, times) for d, times in enumerate(call.get("repeats")) if times in sizes]
+        repeats = call.get("repeats")
+        if 1 in sizes and any(times not in sizes for times in repeats):
+            return ()  # in a batch of one: what repeats something else isn't taken to repeat it for the batch
+        found = [(d, times) for d, times in enumerate(repeats) if times in sizes]
     else:
         found = [(d, size) for d, size in enumerate(result.shape) if size in sizes]
     axes = []
     for dim, size in found:
-        stride = result.stride(dim) * (result.shape[dim] // size)
-        axes.append(Axis(Label(size), stride if size > 1 else NOWHERE, size, size))
+        stride = strides_of(result)[dim] * (result.shape[dim] // size)
+        axes.append(Axis(Label(size, given=call.random), stride if size > 1 else NOWHERE, size, size))
     return tuple(axes[:1] if 1 in sizes else axes)
 
 
@@ -332,7 +336,7 @@ def _joined(call: Call, found: Found, result: Tensor, axes: tuple[Axis, ...]) ->
     ones = [spot for _, _, spots in found for spot in spots if not spot.dims and spot.axis.stride == ONE_ROW]
     loose = [spot for _, _, spots in found for spot in spots if not spot.dims and spot.axis.stride == NOWHERE]
     placed = [axis for axis in axes if axis.stride != ONE_ROW]
-    size, stride = result.shape[along], result.stride(along)
+    size, stride = result.shape[along], strides_of(result)[along]
     if len(ones) == len(call.inputs) > 1 and (call.name == "stack" or along == 0):
         whole = max(ones[0].axis.whole, size) if size >= ones[0].axis.whole else ones[0].axis.whole
         return (Axis(ones[0].label, stride, size, whole),), False

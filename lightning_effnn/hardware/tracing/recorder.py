@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_effnn._torch import in_backward
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.tracing import evidence, spread, tables
-from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, locate
+from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, locate, strides_of
 from lightning_effnn.hardware.tracing.batch import Batch
 from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Read, Size
 from lightning_effnn.hardware.tracing.flow import inherit_axes, made_from_sizes
@@ -86,7 +87,7 @@ class Recorder:
         for tensor, dim, label in batch.axes:
             record = self.book.of(tensor)
             if record is not None and not tensor.is_nested:
-                stride = tensor.stride(dim) if label.size > 1 else NOWHERE
+                stride = strides_of(tensor)[dim] if label.size > 1 else NOWHERE
                 record.axes += (Axis(label, stride, label.size, label.size),)
             elif record is not None:
                 record.axes += (Axis(label, NOWHERE, label.size, label.size),)
@@ -103,6 +104,8 @@ class Recorder:
         dims = {dim for spot in self.spots(tensor) if spot.label.verdict for dim, _, _ in spot.dims}
         if dims & {0, 1}:
             self._settled = True
+            if 1 in dims and batch.other is not None:
+                batch.other.refute()
             if 1 not in dims:
                 self._turn(batch, batch.main, name, tensor.shape[1])
 
@@ -125,10 +128,12 @@ class Recorder:
             if not draft.charged():
                 continue
             for read in draft.constants:
-                if any(label.verdict for label in read.labels):
+                rows = [rows for label, _, rows in read.held if label.verdict]
+                if rows and read.active:
                     continue
-                nonzero = read.elements if read.count is None else round(read.count.density() * read.elements)
-                found[read.key] = StoredWeight(read.name, read.elements, nonzero, read.format)
+                elements = read.elements // math.prod(rows)
+                nonzero = elements if read.count is None else round(read.count.density() * elements)
+                found[read.key] = StoredWeight(read.name, elements, nonzero, read.format)
         return tuple(found.values())
 
     def settle(self) -> tuple[Deployment, list[str]]:
@@ -138,11 +143,15 @@ class Recorder:
         notes = evidence.settle(self.batch, self.time_major, labels)
         size = None if self.batch is None else self.batch.size
         graph = self.batch is not None and self.batch.graph
-        for draft in self.drafts:
-            for label in draft.labels:
-                if label.verdict is None:
-                    # What never meets the batch is taken for a constant, unless there are products to account for.
-                    label.verdict = not graph and label.size in self._sizes and label.root in multiplied
+        open_labels = [label for draft in self.drafts for label in draft.labels]
+        open_labels += [label for d in self.drafts for read in d.constants for label, _, _ in read.held]
+        open_labels += [
+            label for d in self.drafts for _, axes in (*d.reads, *d.writes) for a in axes for label, _, _ in a
+        ]
+        for label in open_labels:
+            if label.verdict is None:
+                # What never meets the batch is a constant, unless it is an axis of the example or drawn at random.
+                label.verdict = not graph and label.root.given and label.root in multiplied
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
@@ -178,7 +187,7 @@ class Recorder:
         if record.axes:
             if not strided:
                 return tuple(Spot(a, (), a.size) for a in record.axes)
-            shape, strides = tensor.shape, tensor.stride()
+            shape, strides = tensor.shape, strides_of(tensor)
             found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
             # Single rows are taken of steps, experts and directions, not of what may be the batch.
             return tuple(s for s in found if s.label.verdict or s.rows == s.axis.whole)
@@ -213,7 +222,8 @@ class Recorder:
             if record is None or record.axes or not isinstance(sizes, list | tuple):
                 return
             lead = len(sizes) - source.dim()
-            if any(size in self._sizes and (d < lead or source.shape[d - lead] == 1) for d, size in enumerate(sizes)):
+            new = [size for d, size in enumerate(sizes) if size > 0 and (d < lead or source.shape[d - lead] == 1)]
+            if new and all(size in self._sizes for size in new):  # what expands something else isn't for the batch
                 axis = Axis(Label(1), NOWHERE, 1, 1)
         if axis is not None:
             for result in results:
@@ -256,7 +266,8 @@ class Recorder:
         evidence.meet(call, seen.looked, place.name)
         if not call.backward:
             evidence.look_up(call, seen.looked, place.name)
-        records = self._inherit(call, seen, seen.format if call.keeps_format else None)
+        multiplies = any(isinstance(piece, Product) for piece in pieces)
+        records = self._inherit(call, seen, seen.format if call.keeps_format else None, multiplies)
         for _, record, _ in seen.looked:
             if record is not None:
                 record.module = place.name
@@ -279,7 +290,7 @@ class Recorder:
     def pass_on(self, call: Call, seen: Seen) -> None:
         """Add a call that is none of the model's work, after it ran: only what its results depend on is noted."""
         self._forget(call)
-        self._inherit(call, seen, None)
+        self._inherit(call, seen, None, False)
 
     def _wrote(self, records: Sequence[Record | None], seen: Seen, pieces: Sequence[Piece], start: int) -> None:
         for producer in {p for p, _ in seen.sources if p is not None}:
@@ -304,8 +315,9 @@ class Recorder:
             place.name, call.name, piece.kind, place.phase, place.frame, number_format, number_format, number_format,
             piece=piece, share=spread.share(call, seen, outputs),
             varies=seen.tainted or not self._knows_batch() or call.random,
-            labels=tuple(spot.label for _, _, spots in (*seen.looked, *outputs) for spot in spots),
         )  # fmt: skip
+        if isinstance(piece, Product) or any(r.active for _, r, _ in seen.looked if r is not None):
+            draft.labels = tuple(spot.label for _, _, spots in (*seen.looked, *outputs) for spot in spots)
         if isinstance(piece, Product):
             if not all(piece.extents.values()):
                 return None
@@ -332,8 +344,9 @@ class Recorder:
         if draft.share:
             placed = {label.root for axes in draft.held.values() for label, _, _, _ in axes}
             draft.share = [(label, rows, whole, label.root in placed) for label, rows, whole, _ in draft.share]
-        if record is not None and record.copies is not None:
-            spread.read_once(draft, piece, locate(weight.shape, weight.stride(), record.copies))  # type: ignore[union-attr]
+        if weight is not None and weight.layout is torch.strided and not weight.is_nested:
+            copies = None if record is None else record.copies
+            spread.read_once(draft, piece, weight, copies, seen.spots_of(weight))
 
     def _move(
         self, draft: Draft, piece: Vector, call: Call, seen: Seen, outputs: spread.Outputs,
@@ -388,8 +401,8 @@ class Recorder:
             stored_in = seen.formats[id(tensor)]
             if factor and isinstance(piece, Product) and piece.w_format is not None and tensor is piece.weight:
                 stored_in, elements = piece.w_format, piece.extents["C"] * piece.extents["K"]
-            labels = tuple(spot.label for spot in spots) if record.computed else ()  # expanded, it is stored once
-            yield Read(key, name, elements, seen.counts[id(tensor)], stored_in, labels)
+            held = tuple(spot.held for spot in spots) if record.computed else ()  # expanded, it is stored once
+            yield Read(key, name, elements, seen.counts[id(tensor)], stored_in, held, record.active)
 
     def _forget(self, call: Call) -> None:
         """What was known of values that are overwritten."""
@@ -404,7 +417,9 @@ class Recorder:
                 if record is not None:
                     record.counts.clear()
 
-    def _inherit(self, call: Call, seen: Seen, number_format: NumberFormat | None) -> list[Record | None]:
+    def _inherit(
+        self, call: Call, seen: Seen, number_format: NumberFormat | None, multiplies: bool
+    ) -> list[Record | None]:
         """What the results have from what was read."""
         known = {id(r) for _, r, _ in seen.looked}
         changed = {id(self.book.of(t)) for t in call.written}
@@ -418,6 +433,7 @@ class Recorder:
             else:
                 self._born(record, call, seen)
             record.format = number_format
+            record.active = (multiplies and held) or any(r.active for _, r, _ in seen.looked if r is not None)
             if seen.tainted or held:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
                 if lost:
@@ -460,7 +476,7 @@ class Recorder:
             return
         for dim, (size, stride) in enumerate(zip(source.shape, source.stride(), strict=True)):
             if size > 1 and not stride and not any(d == dim for s in self.spots(source) for d, _, _ in s.dims):
-                record.copies = Axis(Label(size), result.stride(dim), size, size)
+                record.copies = Axis(Label(size), strides_of(result)[dim], size, size)
 
     def _mark_loss_input(self, main: Tensor | None, place: Place) -> None:
         record = None if main is None else self.book.of(main)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import Phase
-from lightning_effnn.hardware.tracing.axes import Label, Spot
+from lightning_effnn.hardware.tracing.axes import Spot
 from lightning_effnn.hardware.tracing.drafts import Size
 from lightning_effnn.hardware.tracing.storage import Count, Record
 

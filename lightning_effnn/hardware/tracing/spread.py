@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from lightning_effnn._torch import in_backward
-from lightning_effnn.hardware.tracing.axes import NOWHERE, Held, Label, Spot
+from lightning_effnn.hardware.tracing.axes import NOWHERE, Axis, Held, Label, Spot, locate, strides_of
 from lightning_effnn.hardware.tracing.drafts import Draft, Extents, Size
 from lightning_effnn.hardware.tracing.pieces import Call, Product
 from lightning_effnn.hardware.tracing.seen import Seen
@@ -99,10 +100,27 @@ def _likely(piece: Product, seen: Seen, rows: int) -> tuple[str, ...]:
     return ("B", "K") if columns == rows == 1 and not in_backward() else ("B",)
 
 
-def read_once(draft: Draft, piece: Product, copies: Spot) -> None:
-    """Groups whose second factors are copies of one are rows of one group: the factor is read once."""
-    dims = {dim % max(1, t.dim()) for t, dim in piece.axes.get("G", ()) if t is piece.weight}
+def read_once(draft: Draft, piece: Product, weight: Tensor, copies: Axis | None, spots: Sequence[Spot]) -> None:
+    """Groups whose second factors are the same, or copies of one, are rows of one group: the factor is read once.
+
+    Args:
+        draft: of the product.
+        piece: the product.
+        weight: its second factor.
+        copies: along which axis of the factor's storage its rows are all the same.
+        spots: what the factor holds of the batch, along which nothing is shared.
+    """
     groups = draft.extents.get("G", 1)
-    if piece.kind == "gemm" and copies.dims and copies.dims[0][0] in dims and groups % copies.rows == 0:
-        draft.extents["G"] = groups // copies.rows
-        draft.extents["B"] *= copies.rows
+    if piece.kind != "gemm" or groups == 1:
+        return
+    dims = {dim % weight.dim() for t, dim in piece.axes.get("G", ()) if t is weight}
+    batch = {dim for spot in spots for dim, _, _ in spot.dims}
+    shared = [weight.shape[dim] for dim in dims - batch if not weight.stride(dim)]
+    if copies is not None:
+        shared += [rows for dim, rows, _ in locate(weight.shape, strides_of(weight), copies).dims if dim in dims]
+    times = math.prod(shared)
+    if times > 1 and groups % times == 0:
+        draft.extents["G"] = groups // times
+        draft.extents["B"] *= times
+        if times == groups:  # whatever was among the groups is among the rows
+            draft.held.setdefault("B", []).extend(draft.held.pop("G", []))

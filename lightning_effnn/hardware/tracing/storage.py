@@ -64,6 +64,7 @@ class Record:
         computed: whether it is computed from it.
         axes: where the batch lies in it.
         copies: an axis along which an expanded tensor was written out: its rows are all the same.
+        active: whether it comes from a product along an axis that may be the batch: no constant any more.
         module: name of the module call that last touched it.
         counts: non-zeros of the present values, by the part of the storage looked at.
     """
@@ -76,6 +77,7 @@ class Record:
     computed: bool = False
     axes: tuple[Axis, ...] = ()
     copies: Axis | None = None
+    active: bool = False
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
 
