@@ -9,6 +9,7 @@ be fused; and counts of non-zeros are only then fetched from their device.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -101,6 +102,16 @@ class Draft:
     constants: list[Read] = field(default_factory=list)
     possible: int = 0
     piece: Piece | None = None  # until its results are known to be written by this
+
+    def every_label(self) -> Iterator[Label]:
+        """All axes that any of its numbers may hold."""
+        yield from self.labels
+        for axes in self.held.values():
+            yield from (label for label, _, _, _ in axes)
+        for _, tensors in (*self.reads, *self.writes, self.operations):
+            yield from (label for held in tensors for label, _, _ in held)
+        for read in self.constants:
+            yield from (label for label, _, _ in read.held)
 
     def charged(self) -> bool:
         """Whether it is work of an inference, not on constants alone."""

@@ -161,5 +161,6 @@ def _sparse_product(sparse: Tensor, dense: Tensor, result: Tensor) -> Vector:
         [dense, sparse],
         [result],
         2 * nonzeros * width,
-        elements_in=nonzeros * width + 2 * nonzeros,  # the rows taken, the values, their columns
+        elements_in=nonzeros * width,  # the rows taken
+        also=[sparse],  # the values and where they are
     )

@@ -143,12 +143,7 @@ class Recorder:
         notes = evidence.settle(self.batch, self.time_major, labels)
         size = None if self.batch is None else self.batch.size
         graph = self.batch is not None and self.batch.graph
-        open_labels = [label for draft in self.drafts for label in draft.labels]
-        open_labels += [label for d in self.drafts for read in d.constants for label, _, _ in read.held]
-        open_labels += [
-            label for d in self.drafts for _, axes in (*d.reads, *d.writes) for a in axes for label, _, _ in a
-        ]
-        for label in open_labels:
+        for label in [label for draft in self.drafts for label in draft.every_label()]:
             if label.verdict is None:
                 # What never meets the batch is a constant, unless it is an axis of the example or drawn at random.
                 label.verdict = not graph and label.root.given and label.root in multiplied
@@ -204,7 +199,8 @@ class Recorder:
             if not rows and backward:  # the gradient of a sum: one number for all samples and whatever is in them
                 rows = next((n for n in self._sizes if size % n == 0), 0)
             if stride == 0 and rows > 1 and not (backward and spots):
-                spots.append(Spot(Axis(Label(rows), NOWHERE, rows, rows), ((dim, rows, size // rows),), rows))
+                label = Label(rows, given=backward)
+                spots.append(Spot(Axis(label, NOWHERE, rows, rows), ((dim, rows, size // rows),), rows))
         return tuple(spots)
 
     def varies(self, tensor: Tensor) -> bool:
