@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -135,6 +136,7 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.simulated = self.aside = 0
         self.operations: dict[CoveredOperation, CoveredOperation] = {}
+        self._thread = threading.get_ident()
         self._hosts = list(hosts_of(model))
         self._names = {id(m): name for name, m in model.named_modules()}
         self._stack = [""]
@@ -234,10 +236,12 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return int(storage._cdata)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._stack.append(self._names.get(id(module), self._stack[-1]))
+        if threading.get_ident() == self._thread:  # these hooks are called for the modules of all threads
+            self._stack.append(self._names.get(id(module), self._stack[-1]))
 
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        self._stack.pop()
+        if threading.get_ident() == self._thread:
+            self._stack.pop()
 
 
 def _macs(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
