@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.cli._errors import UsageError
 from lightning_effnn.cli.recipes import Recipe
 from lightning_effnn.cli.run import fit_recipe
@@ -94,7 +94,7 @@ def run_sweep(sweep: Sweep, engine: str, at_once: int, console: Console) -> int:
     else:
         rows = _in_turn(sweep, _wandb_run(sweep) if engine == "wandb" else None)
     results = json.dumps([{"values": values, "metrics": metrics} for values, metrics in rows], indent=1) + "\n"
-    write_whole(sweep.folder / "results.json", lambda path: path.write_text(results))
+    write_text(sweep.folder / "results.json", results)
     known = sorted({key for _, metrics in rows for key in metrics})
     if sweep.metric not in known:
         raise UsageError(f"no trial logged {sweep.metric!r}; there are: {', '.join(known) or 'none, for none ended'}")
@@ -167,7 +167,7 @@ def _wandb_run(sweep: Sweep) -> Callable[[Values], Any]:
     except ImportError as error:
         raise UsageError("--engine wandb needs W&B: pip install 'lightning_effnn[wandb]'") from error
     text = yaml.safe_dump(sweep_config(sweep), sort_keys=False)
-    write_whole(sweep.folder / "sweep.yaml", lambda path: path.write_text(text))
+    write_text(sweep.folder / "sweep.yaml", text)
     settings: dict[str, Any] = {"dir": sweep.folder.resolve(), "project": "effnn", "group": sweep.recipe.name}
 
     def begin(values: Values) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
 from lightning_effnn.hardware.operation import Operation
@@ -194,7 +194,7 @@ class CostReport:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["name"])
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
+        write_text(path, text.getvalue())
 
     def plot(self, path: str | Path, depth: int = 2) -> None:
         """Stacked bars of energy a module, coloured by where it goes. Needs the extra ``plots``."""

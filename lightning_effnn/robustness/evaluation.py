@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_effnn import hardware
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure, write_text
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
 from lightning_effnn.robustness.energy import DensityEnergy, TracedEnergy
@@ -110,14 +110,14 @@ class SpongeReport:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
+        write_text(path, text.getvalue())
 
     def plot(self, path: str | Path) -> None:
         """Draw the energy after each attack, and where the worst one spends more. Needs the extra ``plots``."""
         from lightning_effnn.robustness.plots import sponge_figure
 
         figure = sponge_figure(self)
-        write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+        write_figure(path, figure)
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def plot_choices(history: History, options: Mapping[str, Sequence[Any]], path: s
         ValueError, ImportError: as there.
     """
     figure = choices_figure(history, options)
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+    write_figure(path, figure)
 
 
 def choices_figure(history: History, options: Mapping[str, Sequence[Any]]) -> Figure:
