@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lightning_effnn._files import write_text
+from lightning_effnn._tables import ReportTable
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
 from lightning_effnn.hardware.operation import Operation
@@ -202,10 +200,10 @@ class CostReport:
 
         stacked_bars(self, path, depth)
 
-    def table(self, depth: int = 2) -> Table:
+    def table(self, depth: int = 2) -> ReportTable:
         """The report as a rich table."""
         total = self.energy_uJ or 1.0
-        table = Table(title=f"Cost on {self.accelerator.name}", title_justify="left")
+        table = ReportTable(title=f"Cost on {self.accelerator.name}", title_justify="left")
         for heading in ("module", "energy uJ", "share", "latency us", "MMACs", "DRAM kB"):
             table.add_column(heading, justify="left" if heading == "module" else "right")
         rows = self.by_module(depth)
@@ -230,9 +228,7 @@ class CostReport:
         return table
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100).print(self.table())
-        return text.getvalue().rstrip()
+        return str(self.table())
 
 
 def _number(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lightning_effnn._tables import ReportTable
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.formats.tagging import listeners
 from lightning_effnn.quantization.hooks import hosts_of
@@ -82,9 +80,11 @@ class CoverageReport:
         """Share of :attr:`covered_macs`, in [0, 1]; 0 if nothing was multiplied."""
         return self.covered_macs / self.macs if self.macs else 0.0
 
-    def table(self) -> Table:
+    def table(self) -> ReportTable:
         """The report as a rich table."""
-        table = Table(title=f"Quantised: {self.share:.1%} of {self.macs:,} multiply-accumulates", title_justify="left")
+        table = ReportTable(
+            title=f"Quantised: {self.share:.1%} of {self.macs:,} multiply-accumulates", title_justify="left"
+        )
         for heading in ("module", "operation", "MACs", "share", "weight", "input", "why not"):
             table.add_column(heading, justify="right" if heading in ("MACs", "share") else "left")
         for o in self.operations:
@@ -93,13 +93,11 @@ class CoverageReport:
             table.add_row(o.module or "(root)", o.op, f"{o.macs:,}", share, *formats, o.reason)
         return table
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> ReportTable:
         return self.table()
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=140).print(self.table())
-        return text.getvalue().rstrip()
+        return str(self.table())
 
 
 def coverage(model: nn.Module, *inputs: Any, **kwargs: Any) -> CoverageReport:
