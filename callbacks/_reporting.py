@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure, write_text
 
 
 def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
@@ -29,7 +29,7 @@ def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Pa
         writer = csv.DictWriter(text_file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(folder / f"{_file_name(key)}.csv", lambda path: path.write_text(text_file.getvalue()))
+        write_text(folder / f"{_file_name(key)}.csv", text_file.getvalue())
 
 
 def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None:
@@ -42,7 +42,7 @@ def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None
         elif _is(logger, "TensorBoardLogger"):
             logger.experiment.add_figure(key, figure, trainer.global_step, close=False)
     if folder is not None:
-        write_whole(folder / f"{_file_name(key)}.png", lambda path: figure.savefig(path, dpi=120))
+        write_figure(folder / f"{_file_name(key)}.png", figure)
 
 
 def log_parameters(trainer: Any, callback: Any) -> None:

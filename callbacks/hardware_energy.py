@@ -8,8 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
-from rich.table import Table
 
+from lightning_effnn._tables import ReportTable
 from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder
 from lightning_effnn.hardware import Accelerator, CostReport, Tracer, estimate
 
@@ -159,10 +159,10 @@ class HardwareEnergyMonitor(Callback):
             if folder is not None:
                 print(f"table of all layers and figure: {folder}")
 
-    def summary(self) -> Table:
+    def summary(self) -> ReportTable:
         """First against last epoch, as a rich table."""
         last = self.report.totals() if self.report else {}
-        table = Table(title=f"First and last epoch on {self.accelerator.name}", title_justify="left")
+        table = ReportTable(title=f"First and last epoch on {self.accelerator.name}", title_justify="left")
         for heading in ("", "first", "last", "change"):
             table.add_column(heading, justify="left" if not heading else "right")
         for name, now in last.items():

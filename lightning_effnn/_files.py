@@ -1,20 +1,33 @@
-"""Writing a file so that it appears whole or not at all."""
+"""Writing a file so that it appears whole or not at all, with the rights that any other program would give it."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_LONGEST_STEM = 40  # of a name beside: with what is added to it, it stays below what file systems take
 
 
 def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Have ``write`` fill a file beside ``path``, then rename it; an error leaves what was there before.
 
+    A symbolic link is followed: what it leads to is replaced. A new file has the rights that the umask gives, an
+    existing one keeps its own. What is no regular file (``/dev/null``, a pipe) stays and is written to, once all is
+    there.
+
     Args:
         path: the file; its folder is made.
         write: called with the path to fill, which has the same suffix.
+
+    Raises:
+        OSError: the file can't be written: its folder or it itself is protected, or it is a folder.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_whole(f"{folder}/deep/a.txt", lambda beside: beside.write_text("all of it"))
@@ -22,15 +35,74 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
     ['a.txt']
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    beside = Path(name)
+    present = _status(path)
+    if present is not None and not stat.S_ISREG(present.st_mode):
+        if stat.S_ISDIR(present.st_mode):
+            raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file")
+        _write_through(path, write)
+        return
+    if present is not None and not os.access(path, os.W_OK):
+        raise PermissionError(f"{str(path)!r} is protected against writing")
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.stem[:_LONGEST_STEM]}.{secrets.token_hex(4)}{target.suffix}")
+    # Not mkstemp, which asks for fewer rights than the umask gives. What replaces a secret is secret from the start.
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if present is None else 0o600))
     try:
+        mode = stat.S_IMODE((present or beside.stat()).st_mode)
         write(beside)
+        if present is not None:
+            with suppress(OSError):  # only root gives files away
+                os.chown(beside, present.st_uid, present.st_gid)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
-        beside.chmod(0o644)
-        os.replace(beside, path)
+        beside.chmod(mode)
+        os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_figure(path: str | Path, figure: Any, dpi: int = 120) -> None:
+    """Write a matplotlib figure whole or not at all, in the format that the suffix of ``path`` names, else as PNG.
+
+    Raises:
+        ValueError: matplotlib doesn't know the suffix.
+        OSError: as :func:`write_whole`.
+    """
+    kind = Path(path).suffix[1:] or "png"  # savefig would add it to the name
+    write_whole(path, lambda beside: figure.savefig(beside, dpi=dpi, format=kind))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
+    write_whole(path, lambda beside: beside.write_bytes(text.encode()))
+
+
+def is_taken(path: str | Path) -> bool:
+    """Return whether writing would replace something: devices and pipes only take what is written.
+
+    >>> is_taken(__file__), is_taken(os.devnull)
+    (True, False)
+    """
+    present = _status(Path(path))
+    return present is not None and (stat.S_ISREG(present.st_mode) or stat.S_ISDIR(present.st_mode))
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:  # or a link that leads nowhere yet
+        return None
+
+
+def _write_through(path: Path, write: Callable[[Path], Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, f"whole{path.suffix}")
+        whole.touch()
+        write(whole)
+        with whole.open("rb") as source, path.open("wb") as node:
+            shutil.copyfileobj(source, node)

@@ -15,7 +15,7 @@ Found = TypeVar("Found")
 class Remembered(Generic[Found]):
     """The last thing that was worked out, for whole graphs are the same tensors each epoch.
 
-    Copies and pickles carry nothing: it can be worked out again.
+    Threads may ask about different tensors. Copies and pickles carry nothing: it can be worked out again.
 
     >>> import torch
     >>> sums, x = Remembered(), torch.ones(3)
@@ -27,9 +27,7 @@ class Remembered(Generic[Found]):
     """
 
     def __init__(self) -> None:
-        self._tensor: weakref.ref[Tensor] | None = None
-        self._version = -1
-        self._found: Found | None = None
+        self._last: tuple[weakref.ref[Tensor], int, Found] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing."""
@@ -46,8 +44,8 @@ class Remembered(Generic[Found]):
         """
         if x.is_inference():  # nobody knows whether it has changed
             return find()
-        if self._tensor is None or self._tensor() is not x or self._version != x._version:
+        last = self._last  # all in one, for another thread may be at work
+        if last is None or last[0]() is not x or last[1] != x._version:
             with torch.inference_mode(False), torch.no_grad():  # what is found in a validation serves in training
-                self._found = find()
-            self._tensor, self._version = weakref.ref(x), x._version
-        return self._found  # type: ignore[return-value]
+                last = self._last = weakref.ref(x), x._version, find()
+        return last[2]

@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import is_taken, write_figure, write_whole
 from lightning_effnn.cli._errors import UsageError
 from lightning_effnn.compression.artifact import inspect_compressed, load_compressed, read_info
 from lightning_effnn.compression.errors import ArtifactError
@@ -35,7 +35,7 @@ def inspect(path: str, *, console: Console, plot: str | None = None) -> None:
     if plot:
         try:
             figure = level_figure(report, state)
-            write_whole(Path(plot).expanduser(), lambda beside: figure.savefig(beside, dpi=120))
+            write_figure(Path(plot).expanduser(), figure)
         except (OSError, ImportError, ValueError) as error:
             raise UsageError(str(error)) from error
         console.print(f"figure: {plot}", markup=False, soft_wrap=True)
@@ -47,7 +47,7 @@ def decompress(path: str, output: str, *, force: bool = False) -> str:
     An existing file is left alone unless ``force``; whatever happens, it is never half written.
     """
     target = Path(output).expanduser()
-    if target.exists() and not force:
+    if is_taken(target) and not force:
         raise UsageError(f"{str(target)!r} exists: choose another name, or overwrite it with --force")
     try:
         state, metadata = load_compressed(path), dict(read_info(path).metadata)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_effnn._files import is_taken
 from lightning_effnn.cli._errors import UsageError
 from lightning_effnn.cli.profile import load_model
 from lightning_effnn.compression import focus_model_, prune_model_, save_compressed
@@ -30,7 +31,7 @@ def compress(
     console: Console,
 ) -> None:
     """Write ``output`` and print what each layer became."""
-    if Path(output).exists() and not force:
+    if is_taken(output) and not force:
         raise UsageError(f"{output} exists: choose another name, or --force to replace it")
     network = load_model(model)
     load_checkpoint(checkpoint, network)

@@ -83,11 +83,12 @@ def _add_recipe_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="run a recipe with every combination of some values",
-        description="Run a YAML recipe with every combination of the values given, by Ray Tune or as W&B runs.",
+        description="Run a YAML recipe with every combination of the values given: one after the other, by Ray Tune "
+        "(extra sweep), or as W&B runs (extra wandb), offline without a login. Each has a folder of its own.",
     )
     sweep.add_argument("recipe", help="a name from `effnn ls`, or your own .yaml file")
     sweep.add_argument("--param", action="append", default=[], metavar="KEY=A,B,C", help="a key and its values")
-    sweep.add_argument("--engine", choices=("ray", "wandb"), default="ray", help="who runs it (default: ray)")
+    sweep.add_argument("--engine", choices=("here", "ray", "wandb"), default="here", help="who runs it (default: here)")
     sweep.add_argument("--metric", default="val/acc", help="key to rank by (default: val/acc)")
     sweep.add_argument("--mode", choices=("min", "max"), default="max", help="which of it is best (default: max)")
     sweep.add_argument("--at-once", type=int, default=1, help="trials that Ray runs at once (default: 1)")

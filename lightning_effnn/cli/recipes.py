@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import is_taken, write_whole
 from lightning_effnn.cli._errors import UsageError, unknown_name
 
 
@@ -85,7 +85,7 @@ def copy_recipe(name: str, destination: str, *, force: bool = False) -> Path:
     target = target if target.suffix else target.with_suffix(suffix)
     if target.suffix != suffix and {target.suffix, suffix} != {".yaml", ".yml"}:
         raise UsageError(f"{name} is a {suffix} file, {str(target)!r} is not: end its name in {suffix}")
-    if target.exists() and not force:
+    if is_taken(target) and not force:
         raise UsageError(f"{str(target)!r} exists: choose another name, or overwrite it with --force")
     try:
         write_whole(target, lambda beside: shutil.copyfile(recipe.path, beside))

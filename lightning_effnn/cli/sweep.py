@@ -1,4 +1,4 @@
-"""``effnn sweep``: one recipe with every combination of some values, by Ray Tune or as a W&B sweep."""
+"""``effnn sweep``: one recipe with every combination of some values, in turn, by Ray Tune or as a W&B sweep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.cli._errors import UsageError
 from lightning_effnn.cli.recipes import Recipe
 from lightning_effnn.cli.run import fit_recipe
@@ -79,17 +81,23 @@ def run_sweep(sweep: Sweep, engine: str, at_once: int, console: Console) -> int:
     """Run every combination, print and write the results; 0 if all ended.
 
     Raises:
-        UsageError: a recipe in Python, an engine that isn't installed, a metric that no trial logged.
+        UsageError: a recipe in Python, an engine that isn't installed, more than one trial at once by an engine that
+            can't, a metric that no trial logged.
     """
+    if engine != "ray" and at_once != 1:
+        raise UsageError(f"--at-once {at_once} needs --engine ray: --engine {engine} runs one trial after the other")
     if sweep.recipe.path.suffix == ".py":
         raise UsageError(f"{sweep.recipe.name} is a program: a sweep needs a recipe in YAML")
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    rows = _by_ray(sweep, at_once) if engine == "ray" else _by_wandb(sweep)
+    if engine == "ray":
+        rows = _by_ray(sweep, at_once)
+    else:
+        rows = _in_turn(sweep, _wandb_run(sweep) if engine == "wandb" else None)
     results = json.dumps([{"values": values, "metrics": metrics} for values, metrics in rows], indent=1) + "\n"
-    write_whole(sweep.folder / "results.json", lambda path: path.write_text(results))
+    write_text(sweep.folder / "results.json", results)
     known = sorted({key for _, metrics in rows for key in metrics})
     if sweep.metric not in known:
-        raise UsageError(f"no trial logged {sweep.metric!r}; there are: {', '.join(known)}")
+        raise UsageError(f"no trial logged {sweep.metric!r}; there are: {', '.join(known) or 'none, for none ended'}")
     sign = -1 if sweep.mode == "max" else 1
     rows.sort(key=lambda row: sign * row[1].get(sweep.metric, float("inf") * sign))
     table = Table(title=f"{sweep.recipe.name} by {sweep.metric}, best first", title_justify="left")
@@ -152,18 +160,49 @@ def sweep_config(sweep: Sweep) -> dict[str, Any]:
 _LOGGER = ("--trainer.logger=lightning.pytorch.loggers.WandbLogger",)
 
 
-def _by_wandb(sweep: Sweep) -> list[tuple[Values, dict[str, float]]]:
-    """Write the sweep's configuration; run its grid, as runs of one group, which stay offline where W&B is."""
+def _wandb_run(sweep: Sweep) -> Callable[[Values], Any]:
+    """Write the sweep's configuration; return what begins a run of W&B, which stays offline without a login."""
     try:
         import wandb
     except ImportError as error:
         raise UsageError("--engine wandb needs W&B: pip install 'lightning_effnn[wandb]'") from error
     text = yaml.safe_dump(sweep_config(sweep), sort_keys=False)
-    write_whole(sweep.folder / "sweep.yaml", lambda path: path.write_text(text))
-    rows = []
-    for values in sweep.combinations():
-        with wandb.init(dir=sweep.folder, project="effnn", group=sweep.recipe.name, config=dict(values), reinit=True):
-            rows.append((values, _numbers(fit_recipe(sweep.recipe, [*sweep.arguments(values), *_LOGGER]))))
+    write_text(sweep.folder / "sweep.yaml", text)
+    settings: dict[str, Any] = {"dir": sweep.folder.resolve(), "project": "effnn", "group": sweep.recipe.name}
+
+    def begin(values: Values) -> Any:
+        try:
+            return wandb.init(**settings, config=dict(values), reinit=True)
+        except wandb.errors.UsageError:  # there is no login, and nobody to ask for one
+            print(
+                f"not logged in to W&B: runs stay in {sweep.folder / 'wandb'}; `wandb login` and `wandb sync` send them"
+            )
+            settings["mode"] = "offline"
+            return wandb.init(**settings, config=dict(values), reinit=True)
+        except wandb.errors.Error as error:
+            raise UsageError(f"--engine wandb: {error}; with WANDB_MODE=offline runs stay here") from error
+
+    return begin
+
+
+def _in_turn(sweep: Sweep, begin: Callable[[Values], Any] | None) -> list[tuple[Values, dict[str, float]]]:
+    """Run one after the other in this process, each in a folder of its own: a recipe's relative paths lead there."""
+    recipe = Recipe(sweep.recipe.name, sweep.recipe.path.resolve())
+    start, folder, rows = Path.cwd(), sweep.folder.resolve(), []
+    for number, values in enumerate(sweep.combinations()):
+        own = folder / f"{number:03}"
+        own.mkdir(exist_ok=True)
+        os.chdir(own)
+        try:
+            with nullcontext() if begin is None else begin(values):
+                logger = () if begin is None else _LOGGER
+                rows.append((values, _numbers(fit_recipe(recipe, [*sweep.arguments(values), *logger]))))
+        except UsageError:
+            raise
+        except Exception as error:  # the others may still tell something
+            print(f"{values}: {type(error).__name__}: {error}", file=sys.stderr)
+        finally:
+            os.chdir(start)
     return rows
 
 

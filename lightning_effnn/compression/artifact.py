@@ -125,7 +125,7 @@ def save_compressed(
     if isinstance(model, nn.Module) and (record := activations.record(model)) is not None:
         metadata[activations.KEY] = record
     path = Path(path)
-    size = write_container(path, Container(entries, metadata))
+    size = write_container(path, Container(entries, metadata, genuine=True))
     return CompressionReport(path, size, tuple(rows))
 
 
@@ -146,8 +146,9 @@ def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None
         model: what to load into.
 
     Raises:
-        ArtifactError: the file is damaged, truncated or not one of these, or does not fit the model; then the
-            message lists the keys missing, the keys not expected and the shapes that differ.
+        ArtifactError: the file is damaged, truncated or not one of these, or claims more elements than a file of its
+            size may, which is said before memory is taken for them; or it does not fit the model: then the message
+            lists the keys missing, the keys not expected and the shapes that differ.
         OSError: the file cannot be read.
     """
     path = Path(path)

@@ -12,8 +12,10 @@ Any reader of safetensors opens it. The index is ``{name: [shape, size]}``, with
 float32, or ``{name: other name}`` for a tensor that shares the memory of another.
 
 What a file claims is checked before memory is taken for it: the sizes of its parts against its own, the
-checksum, and the number of elements, which is the sum over the index, and at most 2**26 and 65,536 more for
-every byte of the file. A file with more gets zero bytes until it keeps that rule.
+checksum, and the number of elements, which is the sum over the index, and at most 2**23 and 256 more for
+every byte of the file. No number of bytes is too few for a tensor that is the same everywhere, so the claim of
+a stream can't be checked by itself. :func:`write_container` adds zero bytes to a file of tensors that are at
+hand until it keeps that rule; weights that train to something stay far from it.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from lightning_effnn.compression.streams import Reader, varint
 
 VERSION = "1"
 KEY = "effnn"
-FREE_ELEMENTS = 1 << 26
-ELEMENTS_A_BYTE = 1 << 16
+FREE_ELEMENTS = 1 << 23  # 32 MiB of float32
+ELEMENTS_A_BYTE = 1 << 8
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64, "C128": torch.complex128,
@@ -46,7 +48,7 @@ DTYPES = {
 """Dtypes as safetensors calls them."""
 _DEFAULT_DTYPE = "F32"
 _MOST_DIMENSIONS, _MOST_SIZE = 64, 1 << 40
-_MOST_INDEX = 1 << 24  # bytes of an index beyond 256 times what it takes in the file
+_MOST_INDEX = 1 << 20  # bytes of an index beyond 256 times what it takes in the file
 _NAMES_FIRST = (
     b'"embeddings.attention.self_attn.in_proj_out_proj.mlp.linear1.norm1.encoder.decoder.layers.classifier.head'
     b'.features.downsample.blocks.0.layer1.0.bn1.conv1.fc1.num_batches_tracked":[[],5,"I64"],'
@@ -73,11 +75,17 @@ class Entry:
 
 @dataclass
 class Container:
-    """All tensors of a file in order, the user's own metadata, and the file's size."""
+    """All tensors of a file in order, the user's own metadata, and the file's size.
+
+    Attributes:
+        genuine: whether the streams were made from tensors of these shapes: then the file is given the size that
+            its elements ask for.
+    """
 
     entries: list[Entry]
     metadata: dict[str, str] = field(default_factory=dict)
     bytes: int = 0
+    genuine: bool = False
 
 
 def write_container(path: Path, container: Container) -> int:
@@ -92,7 +100,8 @@ def write_container(path: Path, container: Container) -> int:
     elements = sum(entry.elements for entry in container.entries if not entry.tied_to)
     streams = b"".join(entry.data for entry in container.entries)
     body = varint(elements) + varint(len(packed)) + packed + streams
-    body += bytes(max(0, -(-(elements - FREE_ELEMENTS) // ELEMENTS_A_BYTE) - len(body)))
+    if container.genuine:
+        body += bytes(max(0, -(-(elements - FREE_ELEMENTS) // ELEMENTS_A_BYTE) - len(body)))
     size = len(body) + 4
     head = _json(
         {"__metadata__": {KEY: VERSION, **container.metadata}}
@@ -190,7 +199,10 @@ def _read_body(data: bytes, start: int) -> list[Entry]:
     sizes = [0 if isinstance(value, str) else value[1] for value in index.values()]
     total = sum(entry.elements for entry in entries.values() if not entry.tied_to)
     if total != elements or total > FREE_ELEMENTS + ELEMENTS_A_BYTE * len(data):
-        raise ArtifactError(f"claims {total} elements in a file of {len(data)} bytes, and {elements} in all")
+        raise ArtifactError(
+            f"claims {total} elements in a file of {len(data)} bytes, and {elements} in all; a file holds at most"
+            f" {FREE_ELEMENTS} and {ELEMENTS_A_BYTE} more for each of its bytes"
+        )
     for entry, length in zip(entries.values(), sizes, strict=True):
         entry.data = reader.take(length)
     if any(reader.take(reader.left)):

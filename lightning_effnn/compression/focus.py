@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
+from lightning_effnn._tables import ReportTable
 from lightning_effnn.compression.mixture import Mixture, Points, fit_mixture
 from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
 from lightning_effnn.formats.recentralized import MAX_BITS, MIN_BITS
@@ -230,14 +230,14 @@ def focus_model_(
     return layers
 
 
-def focus_table(layers: Sequence[LayerFocus]) -> Table:
+def focus_table(layers: Sequence[LayerFocus]) -> ReportTable:
     """Return what :func:`focus_model_` returned as a rich table.
 
     >>> model = nn.Linear(4, 4)
     >>> focus_table(focus_model_(model)).row_count
     1
     """
-    table = Table(title="Focused quantisation", title_justify="left")
+    table = ReportTable(title="Focused quantisation", title_justify="left")
     for heading in ("weight", "format", "separation", "density", "error", "focused", "shift", "why"):
         table.add_column(heading, justify="left" if heading in ("weight", "format", "why") else "right")
     for layer in layers:

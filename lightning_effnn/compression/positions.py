@@ -68,8 +68,8 @@ def decode_gaps(reader: Reader, count: int) -> Array:
     [3, 4, 90]
     """
     number = reader.varint()
-    if number > count:
-        raise ArtifactError(f"{number} non-zeros do not fit {count} elements")
+    if number > count // 2:  # each takes memory, and more are written as a mask
+        raise ArtifactError(f"{number} distances between non-zeros of {count} elements are more than is ever written")
     if number == 0:
         return np.zeros(0, dtype=np.int64)
     detail = reader.byte()

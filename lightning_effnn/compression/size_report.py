@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from lightning_effnn._printed import as_text
+from lightning_effnn._tables import ReportTable
 
 _DENSE_BYTES = 4
 
@@ -114,9 +112,9 @@ class CompressionReport:
             for t in self.tensors
         ]
 
-    def table(self) -> Table:
+    def table(self) -> ReportTable:
         """The report as a rich table."""
-        table = Table(title=str(self.path), title_justify="left")
+        table = ReportTable(title=str(self.path), title_justify="left")
         table.add_column("tensor", overflow="fold")
         table.add_column("shape", no_wrap=True)
         table.add_column("stored as", no_wrap=True)
@@ -142,4 +140,4 @@ class CompressionReport:
         return table
 
     def __str__(self) -> str:
-        return as_text(self.table(), 110)
+        return str(self.table())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure
 
 if TYPE_CHECKING:
     from lightning_effnn.hardware.report import CostReport
@@ -57,7 +57,7 @@ def cost_figure(report: CostReport, depth: int = 2) -> Any:
 def stacked_bars(report: CostReport, path: str | Path, depth: int = 2) -> None:
     """Write :func:`cost_figure` to a file, whole or not at all; the suffix chooses the format."""
     figure = cost_figure(report, depth)
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+    write_figure(path, figure)
 
 
 def _plain(text: str) -> str:

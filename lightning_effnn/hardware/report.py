@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
-from lightning_effnn._files import write_whole
-from lightning_effnn._printed import as_text, html_table
+from lightning_effnn._files import write_text
+from lightning_effnn._tables import ReportTable, html_table
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.mapping import MappedLayer
 from lightning_effnn.hardware.operation import Operation, UnknownOperation
@@ -200,7 +199,7 @@ class CostReport:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["name"])
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
+        write_text(path, text.getvalue())
 
     def plot(self, path: str | Path, depth: int = 2) -> None:
         """Stacked bars of energy a module, coloured by where it goes. Needs the extra ``plots``."""
@@ -208,13 +207,13 @@ class CostReport:
 
         stacked_bars(self, path, depth)
 
-    def table(self, depth: int = 2) -> Table:
+    def table(self, depth: int = 2) -> ReportTable:
         """The report as a rich table.
 
         Args:
             depth: parts of a module's name by which layers are grouped, 1 or more.
         """
-        table = Table(title=Text(self._title), title_justify="left", caption=self._caption)
+        table = ReportTable(title=Text(self._title), title_justify="left", caption=self._caption)
         for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading == "module" else "right")
         *modules, total = self._cells(depth)
@@ -225,7 +224,7 @@ class CostReport:
         return table
 
     def __str__(self) -> str:
-        return as_text(self.table(), 100)
+        return str(self.table())
 
     def __repr__(self) -> str:
         return (

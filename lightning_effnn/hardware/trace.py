@@ -42,7 +42,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_effnn._printed import html_table
+from lightning_effnn._tables import html_table
 from lightning_effnn.formats.declared import declared_parameters
 from lightning_effnn.hardware.operation import Operation, UnknownOperation
 from lightning_effnn.hardware.tracing.batch import Batch, inspect_batch

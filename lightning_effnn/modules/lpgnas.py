@@ -309,7 +309,7 @@ class LPGNAS(L.LightningModule):
         self._settled, self._validated = kept["settled"], kept["validated"]
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the weights, Adam for the controllers."""
+        """Return Adam for the weights, and SGD for the logits of the controllers."""
         weights = torch.optim.Adam(parameter_groups(self.net, self.hparams["lr"], self.hparams["weight_decay"]))
         logits = [*self.architecture.parameters(), *self.quantization.parameters()]
         return [weights, torch.optim.SGD(logits, lr=self.hparams["controller_lr"])]

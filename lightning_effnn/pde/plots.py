@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure
 from lightning_effnn.pde.residuals import Residuals
 
 SIDE = 160
@@ -60,7 +60,7 @@ def plot_solution(residuals: Residuals, path: str | Path) -> None:
             plot.set_xlabel(problem.domain.names[axes[0][0]])
             if dim > 1:
                 plot.set_ylabel(problem.domain.names[axes[1][0]])
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=110))
+    write_figure(path, figure, dpi=110)
 
 
 def _grid(residuals: Residuals) -> tuple[Tensor, list[tuple[int, Tensor]]]:

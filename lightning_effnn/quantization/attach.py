@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
-from lightning_effnn.quantization.hooks import Host, WeightSwap, hosts_of, remove_hooks
+from lightning_effnn._threads import Lock
+from lightning_effnn.quantization.hooks import Host, Setting, hosts_of, remove_hooks
 from lightning_effnn.quantization.quantizer import TensorQuantizer
 from lightning_effnn.quantization.sites import Site, activation_sites, weight_sites
+from lightning_effnn.quantization.swap import WeightSwap
 
 _SETTINGS = "_effnn_settings"  # what attributes of a module were before
 
@@ -116,21 +119,22 @@ def attach_(
     modules = dict(model.named_modules(remove_duplicate=False))
     names = {id(module): name for name, module in model.named_modules()}
     hosts: dict[int, Host] = {}
+    lock = Lock()
     for site, quantizer in _by_site(weights, sites):
         swaps: dict[int, WeightSwap] = {}
         for owner_name, parameter_name in (name.rpartition(".")[::2] for name in site.names):
             owner = modules[owner_name]
             if id(owner) in swaps:
                 continue
-            swap = swaps[id(owner)] = WeightSwap(site.name, owner, parameter_name, quantizer)
+            swap = swaps[id(owner)] = WeightSwap(site.name, owner, parameter_name, quantizer, lock)
             for module in _readers(model, owner):
-                hosts.setdefault(id(module), Host(names[id(module)])).swaps.append(swap)
+                hosts.setdefault(id(module), Host(names[id(module)], lock)).swaps.append(swap)
         if isinstance(quantizer, TensorQuantizer) and not quantizer.initialised:
             with torch.no_grad():
                 quantizer(site.parameter.detach())
     for name, quantizer in activations.items():
         module = inputs[name].module
-        host = hosts.setdefault(id(module), Host(name))
+        host = hosts.setdefault(id(module), Host(name, lock))
         host.quantizer, host.arguments = quantizer, inputs[name].arguments
         layer = inputs[name].messages_of
         if layer is not None:
@@ -151,7 +155,7 @@ def strip_(model: nn.Module) -> nn.Module:
     """
     for module, host in list(hosts_of(model)):
         for swap in host.swaps:
-            swap.restore()
+            swap.remove()
         remove_hooks(module)
     for module in model.modules():
         for attribute, value in module.__dict__.pop(_SETTINGS, {}).items():
@@ -190,17 +194,19 @@ def settled_ranges(model: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _of_all(model: nn.Module, **settings: bool) -> Iterator[None]:
-    """Set attributes of all hosts; then they are what they were."""
-    hosts = [host for _, host in hosts_of(model)]
-    before = [{name: getattr(host, name) for name in settings} for host in hosts]
-    for host in hosts:
-        vars(host).update(settings)
+def _of_all(model: nn.Module, **setting: bool) -> Iterator[None]:
+    """Set what this thread wants of all hosts; then it is what it was."""
+    thread, hosts = threading.get_ident(), [host for _, host in hosts_of(model)]
+    before = [host.settings.get(thread, Setting()) for host in hosts]
+    for host, present in zip(hosts, before, strict=True):
+        host.settings[thread] = present._replace(**setting)
     try:
         yield
     finally:
-        for host, values in zip(hosts, before, strict=True):
-            vars(host).update(values)
+        for host, present in zip(hosts, before, strict=True):
+            host.settings[thread] = present
+            if present == Setting():
+                del host.settings[thread]
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

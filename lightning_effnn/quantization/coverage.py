@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
-from lightning_effnn._printed import as_text
+from lightning_effnn._tables import ReportTable
 from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.quantization.hooks import hosts_of
@@ -78,9 +78,11 @@ class CoverageReport:
         """Share of :attr:`covered_macs`, in [0, 1]; 0 if nothing was multiplied."""
         return self.covered_macs / self.macs if self.macs else 0.0
 
-    def table(self) -> Table:
+    def table(self) -> ReportTable:
         """The report as a rich table."""
-        table = Table(title=f"Quantised: {self.share:.1%} of {self.macs:,} multiply-accumulates", title_justify="left")
+        table = ReportTable(
+            title=f"Quantised: {self.share:.1%} of {self.macs:,} multiply-accumulates", title_justify="left"
+        )
         for heading in ("module", "operation", "MACs", "share", "weight", "input", "why not"):
             table.add_column(heading, justify="right" if heading in ("MACs", "share") else "left")
         for o in self.operations:
@@ -89,11 +91,11 @@ class CoverageReport:
             table.add_row(o.module or "(root)", o.op, f"{o.macs:,}", share, *formats, o.reason)
         return table
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> ReportTable:
         return self.table()
 
     def __str__(self) -> str:
-        return as_text(self.table(), 140)
+        return str(self.table())
 
 
 def coverage(model: nn.Module, *inputs: Any, **kwargs: Any) -> CoverageReport:
@@ -130,6 +132,7 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.simulated = self.aside = 0
         self.operations: dict[CoveredOperation, CoveredOperation] = {}
+        self._thread = threading.get_ident()
         self._hosts = list(hosts_of(model))
         self._names = {id(m): name for name, m in model.named_modules()}
         self._stack = [""]
@@ -227,10 +230,12 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return int(storage._cdata)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._stack.append(self._names.get(id(module), self._stack[-1]))
+        if threading.get_ident() == self._thread:  # these hooks are called for the modules of all threads
+            self._stack.append(self._names.get(id(module), self._stack[-1]))
 
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        self._stack.pop()
+        if threading.get_ident() == self._thread:
+            self._stack.pop()
 
 
 def _macs(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:

@@ -1,88 +1,37 @@
 """The forward hooks through which quantisers see a model, and the bookkeeping that puts everything back.
 
-A weight is quantised by a plain write into the ``_parameters`` of its module before the module runs, and taken back
-after. Between calls the model is what it was: the same parameters under the same names, for optimisers, state dicts,
-copies and averages. Hooks are bound methods of plain objects, so that ``deepcopy`` and ``pickle`` carry them along.
+Weights are swapped for their levels while a module runs (:mod:`lightning_effnn.quantization.swap`), inputs are
+quantised on their way in. Hooks are bound methods of plain objects, so that ``deepcopy`` and ``pickle`` carry them
+along.
 """
 
 from __future__ import annotations
 
-import sys
-import weakref
+import threading
 from collections.abc import Iterator
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_effnn._threads import Lock
+from lightning_effnn.quantization.swap import WeightSwap, call_of_module, quantised
 
-class WeightSwap:
-    """One weight of one module, replaced by its levels while any of its hosts runs.
 
-    Calls are told apart by their Python frames. So calls may nest, one that Ctrl-C ended without its hook being run is
-    noticed by the next, and a hook that runs without its counterpart does nothing. ``torch.compile`` sees no frames:
-    calls that it traces have ``None`` for one, and are taken to end as they should.
+class Setting(NamedTuple):
+    """How one thread wants a host to run, for a while.
 
-    Args:
-        site: name of the weight's site.
-        owner: module that owns the weight.
-        parameter_name: its name in ``owner``.
-        quantizer: maps the parameter to its levels.
+    Attributes:
+        observing: whether observed scales learn; ``None``: while the module is in train mode.
+        passing: whether the input goes in as it is.
     """
 
-    def __init__(self, site: str, owner: nn.Module, parameter_name: str, quantizer: nn.Module) -> None:
-        self.site, self.owner, self.parameter_name, self.quantizer = site, owner, parameter_name, quantizer
-        self._calls: list[FrameType | None] = []
-        self._saved: Tensor | None = None
+    observing: bool | None = None
+    passing: bool = False
 
-    @property
-    def parameter(self) -> Tensor:
-        """The parameter itself, while it is replaced too."""
-        return self.present if self._saved is None else self._saved
 
-    @property
-    def present(self) -> Tensor:
-        """What the module computes with now: the parameter or its levels."""
-        weight = self.owner._parameters[self.parameter_name]
-        assert weight is not None
-        return weight
-
-    def enter(self, call: FrameType | None) -> None:
-        """Replace the weight, unless a call that still runs has done so."""
-        while call is not None and self._calls and not _is_running(self._calls[-1]):
-            self._calls.pop()
-        if not self._calls:
-            self.restore()
-            parameter = self.parameter
-            self._write(self.quantizer(parameter))
-            self._saved = parameter
-        self._calls.append(call)
-
-    def leave(self, call: FrameType | None) -> None:
-        """Put the parameter back once the outermost call is over."""
-        if self._calls and (self._calls[-1] is call or self._calls[-1] is None):
-            self._calls.pop()
-            if not self._calls:
-                self.restore()
-
-    def restore(self) -> None:
-        """Put the parameter back, whoever may be running."""
-        self._calls.clear()
-        if self._saved is not None:
-            self._write(self._saved)
-            self._saved = None
-
-    def _write(self, weight: Tensor) -> None:
-        self.owner._parameters[self.parameter_name] = weight  # type: ignore[assignment]
-        if isinstance(self.owner, nn.RNNBase):  # it computes with a list of its own, and looks whether that is stale
-            place = self.owner._flat_weights_names.index(self.parameter_name)
-            self.owner._flat_weights[place] = weight
-            self.owner._flat_weight_refs[place] = weakref.ref(weight)  # type: ignore[arg-type]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_calls": [], "_saved": None}
+_PLAIN = Setting()
 
 
 class Host:
@@ -90,15 +39,18 @@ class Host:
 
     Args:
         name: name of the module's activation site.
+        lock: held while anything that is attached to the model quantises.
         arguments: names of the first arguments of its ``forward``, those that are quantised.
+
+    Attributes:
+        settings: of the threads that have one, by thread.
     """
 
-    def __init__(self, name: str, arguments: tuple[str, ...] = ()) -> None:
-        self.name, self.arguments = name, arguments
+    def __init__(self, name: str, lock: Lock, arguments: tuple[str, ...] = ()) -> None:
+        self.name, self.lock, self.arguments = name, lock, arguments
         self.quantizer: nn.Module | None = None
         self.swaps: list[WeightSwap] = []
-        self.observing: bool | None = None  # as the module: while it is in train mode
-        self.passing = False  # the input goes in as it is
+        self.settings: dict[int, Setting] = {}
 
     def attach(self, module: nn.Module) -> None:
         """Put the hooks on ``module``."""
@@ -109,38 +61,57 @@ class Host:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Pre-hook: quantise what goes in and what it is multiplied with."""
-        training = module.training if self.observing is None else self.observing
-        call = _call_of_module() if self.swaps else None
+        """Pre-hook: quantise what goes in and what it is multiplied with.
+
+        Raises:
+            RuntimeError: in a replica that ``DataParallel`` has made, whose weights are out of reach.
+        """
+        if "_is_replica" in module.__dict__:
+            raise RuntimeError(
+                f"{self.name or type(module).__name__} has quantisers attached and runs in DataParallel, whose replicas"
+                " would share one state: use DistributedDataParallel, or bake_ the model first"
+            )
+        setting = self._setting()
+        training = module.training if setting.observing is None else setting.observing
+        call = call_of_module() if self.swaps else None
         for swap in self.swaps:
-            _set_mode(swap.quantizer, training)
-            swap.enter(call)
-        if self.quantizer is None or self.passing:
+            swap.enter(call, training)
+        if self.quantizer is None or setting.passing:
             return args, kwargs
-        _set_mode(self.quantizer, training)
         done: list[tuple[Tensor, Tensor]] = []  # self-attention asks whether its three inputs are one
         count = len(self.arguments)
-        args = (*(self._levels(x, done) for x in args[:count]), *args[count:])
-        return args, {k: self._levels(x, done) if k in self.arguments else x for k, x in kwargs.items()}
+        args = (*(self._levels(x, training, done) for x in args[:count]), *args[count:])
+        return args, {k: self._levels(x, training, done) if k in self.arguments else x for k, x in kwargs.items()}
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook, called after an exception too: put the parameters back."""
-        call = _call_of_module()
+        call = call_of_module()
         for swap in self.swaps:
             swap.leave(call)
 
-    def _levels(self, x: Any, done: list[tuple[Tensor, Tensor]]) -> Any:
+    def _setting(self) -> Setting:
+        if not self.settings:
+            return _PLAIN
+        if torch.compiler.is_dynamo_compiling():  # which sees no threads
+            return next(iter(self.settings.values()))
+        return self.settings.get(threading.get_ident(), _PLAIN)
+
+    def _levels(self, x: Any, training: bool, done: list[tuple[Tensor, Tensor]]) -> Any:
         assert self.quantizer is not None
         if isinstance(x, PackedSequence):
-            return PackedSequence(self._levels(x.data, done), x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+            levels = self._levels(x.data, training, done)
+            return PackedSequence(levels, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.layout is torch.strided and not x.is_nested):
             return x
         for before, levels in done:
             if before is x:
                 return levels
-        levels = self.quantizer(x)
+        levels = quantised(self.quantizer, x, training, self.lock)
         done.append((x, levels))
         return levels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"settings": {}}
 
 
 def hosts_of(model: nn.Module) -> Iterator[tuple[nn.Module, Host]]:
@@ -164,25 +135,3 @@ def remove_hooks(module: nn.Module) -> None:
                     module._forward_hooks_always_called,
                 ):
                     options.pop(key, None)
-
-
-def _set_mode(quantizer: nn.Module, training: bool) -> None:
-    if quantizer.training != training:
-        quantizer.train(training)
-
-
-def _call_of_module() -> FrameType | None:
-    """The frame of the module call that a hook is run by; ``None`` in what ``torch.compile`` traces."""
-    if torch.compiler.is_compiling():
-        return None
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != "_call_impl":
-        frame = frame.f_back
-    return frame
-
-
-def _is_running(call: FrameType | None) -> bool:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame is not call:
-        frame = frame.f_back
-    return frame is not None

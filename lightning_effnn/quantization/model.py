@@ -9,10 +9,11 @@ from torch import nn
 
 from lightning_effnn.formats import FP32, NumberFormat, declare_format
 from lightning_effnn.quantization.attach import Attachment, attach_, strip_
-from lightning_effnn.quantization.hooks import WeightSwap, hosts_of
+from lightning_effnn.quantization.hooks import hosts_of
 from lightning_effnn.quantization.plan import QuantizationPlan
 from lightning_effnn.quantization.quantizer import ScaleSource, TensorQuantizer
 from lightning_effnn.quantization.sites import activation_sites, weight_sites
+from lightning_effnn.quantization.swap import WeightSwap
 
 
 def quantize_(
@@ -104,7 +105,7 @@ def bake_(model: nn.Module) -> nn.Module:
         _format_of(swap)
     baked: dict[int, NumberFormat] = {}
     for swap in swaps:
-        swap.restore()
+        swap.remove()
         parameter = swap.parameter
         if id(parameter) not in baked:  # tied weights are written once
             parameter.copy_(swap.quantizer.eval()(parameter))

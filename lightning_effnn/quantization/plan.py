@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from torch import Tensor, nn
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn._yaml import read_yaml
 from lightning_effnn.quantization.attach import nearest_name
 from lightning_effnn.quantization.probe import as_in_inference
@@ -137,7 +137,7 @@ class QuantizationPlan:
     def save(self, path: str | Path) -> None:
         """Write the plan as :meth:`load` reads it; the file appears whole or not at all."""
         text = yaml.safe_dump({group: dict(getattr(self, group)) for group in _GROUPS}, sort_keys=False)
-        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_text(path, text)
 
     def check(self, model: nn.Module) -> None:
         """Raise unless every name of the plan is a site of ``model``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,6 +14,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lightning_effnn.quantization import activation_sites
+
+_HOOKING = threading.Lock()
+"""Hooks are numbered by a plain counter: two threads that put in theirs at once could get one number for both."""
 
 
 class Activations:
@@ -49,22 +53,27 @@ class Activations:
 
     @contextmanager
     def collecting(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Collect by layer what goes in, with its gradient, once a call of the layer."""
+        """Collect by layer what goes in, with its gradient, once a call of the layer by this thread."""
         found: dict[str, list[Tensor]] = {name: [] for name in self._modules}
+        thread = threading.get_ident()
 
         def note(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                if not torch.compiler.is_dynamo_compiling() and threading.get_ident() != thread:
+                    return
                 if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
                     found[name].append(args[0])
 
             return hook
 
-        handles = [module.register_forward_pre_hook(note(name)) for name, module in self._modules.items()]
+        with _HOOKING:
+            handles = [module.register_forward_pre_hook(note(name)) for name, module in self._modules.items()]
         try:
             yield found
         finally:
-            for handle in handles:
-                handle.remove()
+            with _HOOKING:
+                for handle in handles:
+                    handle.remove()
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_effnn import hardware
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure, write_text
+from lightning_effnn._tables import ReportTable
 from lightning_effnn.hardware.engines import engine_for
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.attacks import random_inputs, sponge_genetic, sponge_lbfgs, sponge_pgd
@@ -89,11 +89,11 @@ class SpongeReport:
             for outcome in (self.natural, *self.attacks)
         ]
 
-    def table(self) -> Table:
-        """The rows, for a console."""
+    def table(self) -> ReportTable:
+        """The rows as a rich table; ``print`` shows it, of the report itself too."""
         count = len(self.natural.energy_uJ)
         title = f"{count} inputs on {self.accelerator}: worst {self.worst.name}, gain {self.gain:.3f}"
-        table = Table(title=title, title_justify="left")
+        table = ReportTable(title=title, title_justify="left")
         for heading in ("inputs", "energy uJ", "largest uJ", "gain", "latency us", "accuracy"):
             table.add_column(heading, justify="left" if heading == "inputs" else "right")
         for row in self.rows():
@@ -104,6 +104,9 @@ class SpongeReport:
             )  # fmt: skip
         return table
 
+    def __str__(self) -> str:
+        return str(self.table())
+
     def to_csv(self, path: str | Path) -> None:
         """Write :meth:`rows`."""
         rows = self.rows()
@@ -111,14 +114,14 @@ class SpongeReport:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, lambda beside: beside.write_text(text.getvalue()))
+        write_text(path, text.getvalue())
 
     def plot(self, path: str | Path) -> None:
         """Draw the energy after each attack, and where the worst one spends more. Needs the extra ``plots``."""
         from lightning_effnn.robustness.plots import sponge_figure
 
         figure = sponge_figure(self)
-        write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+        write_figure(path, figure)
 
 
 def evaluate(

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn._threads import PerThread
 from lightning_effnn.formats.tagging import aside
 from lightning_effnn.robustness.activations import Activations, as_deployed
 from lightning_effnn.robustness.sequences import samples_needed, tolerance_limit
@@ -37,7 +38,7 @@ class SpongeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a guard saw in the latest batch.
+    """What a guard saw in the latest batch of a thread.
 
     Attributes:
         length: tokens of each input, ``[B]``; for inputs that aren't tokens, their elements; where a model writes,
@@ -55,7 +56,8 @@ class EnergyGuard(nn.Module):
     """A model that looks at how long its inputs and how dense its activations are.
 
     The limits are buffers, saved with the model. Until :meth:`profile` was called everything passes. Looking at a few
-    thousand numbers in three layers costs next to nothing.
+    thousand numbers in three layers costs next to nothing. Several threads may ask one guard: each is told of its own
+    batches, and what one watches for a profile is its own; set limits while nobody asks.
 
     Args:
         model: any module; its first argument is a batch of inputs ``[B, ...]``, of integers for tokens ``[B, T]``.
@@ -63,9 +65,6 @@ class EnergyGuard(nn.Module):
             before the model runs, for density at the first layer that tells), ``"truncate"`` tokens to the longest
             allowed (density is flagged), or ``"flag"`` it in :attr:`verdict` alone.
         padding: of tokens, not counted; None counts all.
-
-    Attributes:
-        verdict: of the latest batch.
 
     Raises:
         ValueError: an unknown policy.
@@ -89,12 +88,17 @@ class EnergyGuard(nn.Module):
         self.register_buffer("most_length", torch.tensor(math.inf))
         self.register_buffer("most_density", torch.tensor(math.inf))
         self.register_buffer("profiled", torch.tensor(0))
-        self.verdict: Verdict | None = None
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._verdict: PerThread[Verdict] = PerThread()
+        self._seen: PerThread[list[tuple[Tensor, Tensor]]] = PerThread()
         names = Activations(model).names
         # the first layer sees the input itself; those in the middle tell most
         step = max(1, len(names) // _WATCHED)
         self._watched = Activations(model, names[step // 2 :: step][:_WATCHED])
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Of the latest batch that this thread asked about; None before the first."""
+        return self._verdict.value
 
     @torch.no_grad()
     def profile(self, loader: Iterable[Any], quantile: float = 0.999, confidence: float = 0.95) -> EnergyGuard:
@@ -118,7 +122,7 @@ class EnergyGuard(nn.Module):
             UserWarning: fewer inputs than it takes to tell; the largest value seen is the limit then.
         """
         check_shares(quantile, confidence)
-        self._seen.clear()
+        self._seen.value = []
         with as_deployed(self.model):
             for batch in loader:
                 x = batch[0] if isinstance(batch, list | tuple) else batch
@@ -136,7 +140,7 @@ class EnergyGuard(nn.Module):
         with self._watched.collecting() as found:
             yield
         with aside():  # a trace of that run doesn't count what is worked out here
-            self._seen.append((self._length(x), _density(found, len(x))))
+            self._seen.value = [*(self._seen.value or []), (self._length(x), _density(found, len(x)))]
 
     @torch.no_grad()
     def settle(
@@ -145,7 +149,7 @@ class EnergyGuard(nn.Module):
         confidence: float = 0.95,
         gather: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> EnergyGuard:
-        """Set the limits by what was watched so far, and forget it: the second half of :meth:`profile`.
+        """Set the limits by what this thread watched so far, and forget it: the second half of :meth:`profile`.
 
         Args:
             quantile, confidence: as there.
@@ -155,10 +159,10 @@ class EnergyGuard(nn.Module):
             ValueError: nothing was watched, or an argument out of range.
         """
         check_shares(quantile, confidence)
-        if not self._seen:
+        if not self._seen.value:
             raise ValueError("the loader is empty: a profile needs natural inputs")
-        length, density = (gather(torch.cat(parts).double()) for parts in zip(*self._seen, strict=True))
-        self._seen.clear()
+        length, density = (gather(torch.cat(parts).double()) for parts in zip(*self._seen.value, strict=True))
+        self._seen.value = []
         values = {"most_length": length, "most_density": density}
         varying = sum(bool(v.max() > v.min()) for v in values.values())
         for name, seen in values.items():
@@ -184,13 +188,13 @@ class EnergyGuard(nn.Module):
             if self.policy == "truncate" and not x.is_floating_point():
                 x = x[:, : int(self.most_length)]
         if math.isinf(self.most_density):  # not profiled, or nothing to see
-            self.verdict = Verdict(length, None, long)
+            self._verdict.value = Verdict(length, None, long)
             return self.model(x, *args, **kwargs)
         with self._watched.collecting() as found:
             result = self.model(x, *args, **kwargs)
         density = _density(found, len(x))
         dense = density > self.most_density + 1e-6
-        self.verdict = Verdict(length, density, long | dense)
+        self._verdict.value = Verdict(length, density, long | dense)
         if self.policy == "raise" and bool(dense.any()):
             raise SpongeError(
                 f"activations of an input are {float(density.max()):.1%} non-zero: natural inputs have up to"
@@ -237,7 +241,7 @@ class GenerationGuard(nn.Module):
         self.end, self.policy, self.padding = end, policy, padding
         self.register_buffer("most_steps", torch.tensor(math.inf))
         self.register_buffer("profiled", torch.tensor(0))
-        self._written: Tensor | None = None
+        self._written: PerThread[Tensor] = PerThread()
 
     @torch.no_grad()
     def profile(self, loader: Iterable[Any], quantile: float = 0.999, confidence: float = 0.95) -> GenerationGuard:
@@ -278,22 +282,20 @@ class GenerationGuard(nn.Module):
         most = float(self.most_steps)
         limit = None if self.policy == "flag" or math.isinf(most) else int(most)
         written: Tensor = self.model.generate(x, limit)
-        self._written = written
-        if self.policy == "raise" and written.shape[1] >= most and bool(self._endless().any()):
+        self._written.value = written
+        if self.policy == "raise" and written.shape[1] >= most and bool(self._endless(written).any()):
             raise SpongeError(f"an output hasn't ended after {int(most)} tokens, the most of natural inputs")
         return written
 
     @property
     def verdict(self) -> Verdict | None:
-        """Of the latest batch, worked out when it is asked for; None before the first."""
-        if self._written is None:
-            return None
-        return Verdict(self._written.ne(self.padding).sum(1), None, self._endless())
+        """Of the latest batch that this thread asked about, worked out when it is asked for; None before the first."""
+        written = self._written.value
+        return None if written is None else Verdict(written.ne(self.padding).sum(1), None, self._endless(written))
 
-    def _endless(self) -> Tensor:
+    def _endless(self, written: Tensor) -> Tensor:
         """Outputs that hadn't ended at the limit: ``[B]``."""
-        assert self._written is not None
-        within = self._written if math.isinf(self.most_steps) else self._written[:, : int(self.most_steps)]
+        within = written if math.isinf(self.most_steps) else written[:, : int(self.most_steps)]
         if within.shape[1] < self.most_steps:  # all have ended, or nothing was profiled
             return torch.zeros(len(within), dtype=torch.bool, device=within.device)
         return ~within.eq(self.end).any(1)

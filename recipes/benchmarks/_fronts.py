@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure
 
 Point = tuple[float, float]
 """Size and accuracy."""
@@ -67,4 +67,4 @@ def plot_fronts(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str |
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=120, format=Path(path).suffix[1:] or "png"))
+    write_figure(path, figure)

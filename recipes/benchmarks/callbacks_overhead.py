@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor, LowPrecisionSearch, SpongeTraining
 from lightning_effnn.modules import ImageClassifier, ResNetCIFAR
 
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"memory over {args.memory_steps} steps: {growth:+.2%}")
     if args.out:
         text = json.dumps(result, indent=1) + "\n"
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, lambda path: path.write_text(text))
+        write_text(args.out, text)
     return 0 if together <= singles and growth < 0.01 else 1
 
 

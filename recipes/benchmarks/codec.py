@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_effnn._files import write_text
 from lightning_effnn.compression.artifact import load_compressed, save_compressed
 from lightning_effnn.compression.codec import decode_tensor, encode_tensor
 from lightning_effnn.compression.streams import Reader, decode_symbols, encode_symbols
@@ -62,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(rows, list):
             Console(width=130).print(_table(title, rows))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
     return 0 if all(row["identical"] for rows in result.values() if isinstance(rows, list) for row in rows) else 1
 
 

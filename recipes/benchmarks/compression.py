@@ -27,7 +27,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from lightning_effnn import hardware
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text, write_whole
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.compression import load_compressed
 from lightning_effnn.data import CIFAR10DataModule, MNISTDataModule, SST2DataModule
@@ -217,8 +217,7 @@ class Bench:
         # another process may have written in the meantime
         self.rows = json.loads(self.out.read_text()) if self.out.exists() else []
         self.rows.append(row)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.out, lambda beside: beside.write_text(json.dumps(self.rows, indent=1) + "\n"))
+        write_text(self.out, json.dumps(self.rows, indent=1) + "\n")
         return row
 
     def _weights(self, seed: int) -> Path:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_effnn import hardware
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure, write_text
 from lightning_effnn.compression import focus_model_, prune_model_, quantize_activations_
 from lightning_effnn.data import CIFAR10DataModule
 from lightning_effnn.modules import ResNetCIFAR
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append({"chip": chip.name, "weights": f"focused {args.bits}", "sparsity": sparsity, **found})
     rising = _rising(rows)
     text = json.dumps({"rows": rows, "rising": rising}, indent=1) + "\n"
-    write_whole(args.out, lambda beside: beside.write_text(text))
+    write_text(args.out, text)
     Console().print(_table(rows))
     print(f"layers whose energy rises with sparsity: {', '.join(rising) or 'none'}")
     if args.plot:
@@ -150,7 +150,7 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(ylabel="energy, uJ an image", title=f"ResNet-20 on {shown[0]['chip']}", ylim=(0, None))
     axes.tick_params(axis="x", rotation=90)
     figure.legend(loc="outside right upper")
-    write_whole(path, figure.savefig)
+    write_figure(path, figure)
     plt.close(figure)
 
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.compression import load_compressed, save_compressed
 from lightning_effnn.data import DigitsDataModule, MNISTDataModule
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in METHODS[name](bench):
                 rows.append({**keys[name], "seed": seed, **row})
                 print(f"seed {seed}: {row['method']}: {row['bytes']:,} bytes, {row['accuracy']:.2%}", flush=True)
-            write_whole(args.out, lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
+            write_text(args.out, json.dumps(rows, indent=1) + "\n")
     Console().print(_table([row for row in rows if any(_is_of(row, key) for key in keys.values())], args.task))
     return 0
 

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.callbacks.focused_compression import FRACTIONS, PRUNING_STEPS
 from lightning_effnn.compression import Projector
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for size in args.sizes:
             result["steps"] += _measure(size, args.rounds, args.depth, nets)
             result["events"] += _events(size, args.depth, result["steps"])
-            write_whole(args.out, lambda beside: beside.write_text(json.dumps(result, indent=1) + "\n"))
+            write_text(args.out, json.dumps(result, indent=1) + "\n")
     finally:
         torch.set_num_threads(threads)
     for table in (_steps_table(result["steps"]), _events_table(result["events"])):

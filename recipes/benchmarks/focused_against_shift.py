@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.compression import focus_model_
 from lightning_effnn.data import DigitsDataModule, MNISTDataModule
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keep(rows: Sequence[Row], path: Path) -> None:
-    write_whole(path, lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def _pruned(task: Task, data: L.LightningDataModule, seed: int, epochs: int) -> nn.Module:

@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lightning_effnn._files import write_text
 from lightning_effnn.hardware import Accelerator, estimate_layers
 from lightning_effnn.hardware.mapping import forget_mappings
 
@@ -57,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(name)
         Console().print(_table(table))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(args.out, json.dumps(results, indent=1) + "\n")
     return 0
 
 

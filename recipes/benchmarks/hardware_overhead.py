@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import HardwareEnergyMonitor
 from lightning_effnn.data import CIFAR10DataModule
 from lightning_effnn.modules import ImageClassifier, ResNetCIFAR
@@ -78,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("overhead, whole epochs, median", "overhead, traced batch, median"):
         print(f"{name}: {result[name]:+.2%}")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
     return 0 if all(row["weights identical"] for row in rows) else 1
 
 

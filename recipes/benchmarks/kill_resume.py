@@ -32,7 +32,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.modules import ImageClassifier, SmallCNN
 from lightning_effnn.recipes.benchmarks._every_callback import EVERY
 
@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {sum(row['identical'] for row in rows)} of {len(rows)} bit-identical")
     if args.out:
         text = json.dumps({"seed": args.seed, "steps": EPOCHS * BATCHES, "kills": results}, indent=1) + "\n"
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, lambda path: path.write_text(text))
+        write_text(args.out, text)
     return 0 if all(row["identical"] for rows in results.values() for row in rows) else 1
 
 
@@ -149,7 +148,7 @@ def _fit(name: str, folder: Path) -> None:
     digests = {part: _digest(state) for part, state in parts.items()}
     files = [path for path in folder.iterdir() if path.suffix in (".effnn", ".yaml", ".safetensors")]
     digests |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    write_whole(folder / "end.json", lambda path: path.write_text(json.dumps(digests)))
+    write_text(folder / "end.json", json.dumps(digests))
 
 
 class _Resumable(DataLoader[Any]):

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure, write_text
 
 PROBLEMS = ("burgers", "helmholtz", "helmholtz_waves", "poisson", "heat", "allen_cahn", "kovasznay", "poisson_lshape",
             "helmholtz_3d")  # fmt: skip
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return 1
                 rows.append(key | {"curve": curve})
                 text = json.dumps(rows) + "\n"
-                write_whole(args.out, lambda beside, text=text: beside.write_text(text))  # type: ignore[misc]
+                write_text(args.out, text)
                 best = min(error for _, error in curve)
                 print(f"{problem} {variant} seed {seed}: best {best:.1e} within {curve[-1][0]:.0f} s", flush=True)
     Console().print(_table(rows))
@@ -168,7 +168,7 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
         plot.set_xlabel("seconds of one core")
         plot.set_ylabel("relative L2 error")
         plot.legend(fontsize=8)
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=100))
+    write_figure(path, figure, dpi=100)
 
 
 if __name__ == "__main__":

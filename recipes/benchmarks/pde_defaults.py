@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.modules import PDESolver
 from lightning_effnn.recipes.benchmarks._pde_zoo import ZOO
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             rows.append(key | _solved(key))
             text = json.dumps(rows, indent=1) + "\n"
-            write_whole(args.out, lambda beside, text=text: beside.write_text(text))  # type: ignore[misc]
+            write_text(args.out, text)
             print(f"{name}, seed {seed}: {rows[-1]['rel_l2']:.1e} in {rows[-1]['seconds']:.0f} s", flush=True)
     table = Table(title="defaults on equations they were not chosen on", title_justify="left")
     for heading in ("problem", "seed", "relative L2 error", "epochs", "seconds"):

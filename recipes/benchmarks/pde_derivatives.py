@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.pde import Indices, Laplacian, nested, taylor
 
 Way = Callable[[nn.Module, Tensor, Indices], Tensor]
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _measured(dim, width, summed, args.points, args.rounds)
         for summed in (True, False) for dim in (2, 3) for width in args.widths
     ]  # fmt: skip
-    write_whole(args.out, lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
+    write_text(args.out, json.dumps(rows, indent=1) + "\n")
     table = Table(title="milliseconds; x: how many times as long nested reverse mode takes", title_justify="left")
     for heading in rows[0]:
         table.add_column(heading, justify="right")

@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lightning_effnn._files import write_text
 from lightning_effnn._lookup import find_file
 from lightning_effnn.compression import focus_model_, load_compressed, save_compressed
 from lightning_effnn.compression.finish import Other
@@ -54,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows[-1]["points lost"] = 100 * (base - rows[-1]["accuracy"])
     Console().print(_table(rows, base))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"as pruned": base, "rows": rows}, indent=1) + "\n")
+        write_text(args.out, json.dumps({"as pruned": base, "rows": rows}, indent=1) + "\n")
     return 0
 
 

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from lightning_effnn import hardware
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.compression import focus_model_, load_compressed, prune_model_, save_compressed
 from lightning_effnn.data import CIFAR10DataModule
 from lightning_effnn.modules import ResNetCIFAR
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows.append(_compressed(net, training, test, sparsity, bits, path))
     Console().print(_table(rows))
     if args.out:
-        write_whole(args.out, lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
+        write_text(args.out, json.dumps(rows, indent=1) + "\n")
     return 0
 
 

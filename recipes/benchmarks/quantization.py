@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.data import DigitsDataModule
 from lightning_effnn.modules import SmallCNN
 from lightning_effnn.quantization import Attachment, QuantizationPlan, quantize_
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found.setdefault(f"W{weights}A{activations} {way}", []).append(accuracy(net, data))
     Console().print(_table(found))
     if args.out:
-        write_whole(args.out, lambda beside: beside.write_text(json.dumps(found, indent=1) + "\n"))
+        write_text(args.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import (
     EnergyGuardProfile,
     FocusedCompression,
@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Console(width=140).print(_table(rows))
     if args.out:
         text = json.dumps({"batches": BATCHES * EPOCHS, "global batch": BATCH, "rows": rows}, indent=1) + "\n"
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, lambda path: path.write_text(text))
+        write_text(args.out, text)
     return 0 if all(row["same on all processes"] for row in rows) else 1
 
 

@@ -26,6 +26,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from lightning_effnn import hardware
+from lightning_effnn._files import write_figure
 from lightning_effnn.callbacks import LowPrecisionSearch
 from lightning_effnn.data import DigitsDataModule
 from lightning_effnn.modules import SmallCNN
@@ -194,8 +195,7 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("energy of an inference on eyeriss_like [uJ]")
     axes.set_ylabel("test accuracy [%]")
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 if __name__ == "__main__":

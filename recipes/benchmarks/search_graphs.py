@@ -33,7 +33,7 @@ import torch
 from rich.console import Console
 
 from lightning_effnn import hardware
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.data import GraphDataModule
 from lightning_effnn.modules import LPGNAS, NodeClassifier
 from lightning_effnn.recipes.benchmarks._fronts import plot_fronts
@@ -261,9 +261,8 @@ class Bench:
     def _keep(self, kind: str, settings: Row, found: Row) -> None:
         row = {**self.key, "kind": kind, "train_epochs": self.args.train_epochs, "settings": settings, **found}
         rows = [*_read(self.args.out), row]  # another process may have written in the meantime
-        self.args.out.parent.mkdir(parents=True, exist_ok=True)
         text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-        write_whole(self.args.out, lambda beside: beside.write_text(text))
+        write_text(self.args.out, text)
         print(
             f"{row['graph']} {row['split']} seed {row['seed']}: {kind} {settings.get('cost_weight', '')}"
             f" {row['accuracy']:.1%}, {row['weight_bits'] / 8e3:.1f} kB",

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import LowPrecisionSearch
 from lightning_effnn.callbacks.low_precision_search import COMPARE_EVERY
 from lightning_effnn.modules import ImageClassifier, ResNetCIFAR
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for size in args.sizes:
             rows += _measure(size, args.rounds, args.depth)
             text = json.dumps(rows, indent=1) + "\n"
-            write_whole(args.out, lambda beside, text=text: beside.write_text(text))  # type: ignore[misc]
+            write_text(args.out, text)
     finally:
         torch.set_num_threads(threads)
     Console().print(_table(rows))

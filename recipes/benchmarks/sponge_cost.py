@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.modules import ResNetCIFAR
 from lightning_effnn.recipes.sponge._comparison import measured
 from lightning_effnn.recipes.sponge.digits import STUDY
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(found: Row, path: Path) -> None:
-    write_whole(path, lambda beside: beside.write_text(json.dumps(found, indent=1) + "\n"))
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def _step_ratios(shares: Sequence[float], rounds: int, batch: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.recipes.benchmarks._environment import installed
 
 Row = dict[str, Any]
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{row['project']}: skipped: {row['skipped']}")
     if args.out:
         text = json.dumps(rows, indent=1) + "\n"
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, lambda path: path.write_text(text))
+        write_text(args.out, text)
     return 0 if all(row.get("ok") or "skipped" in row for row in rows) else 1
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.modules import PDESolver
 from lightning_effnn.pde import Problem
 from lightning_effnn.pde.field import Field
@@ -57,7 +57,7 @@ def solve(name: str, doc: str | None, problem: Callable[[], Problem], argv: Sequ
         rows.append({"seed": seed, "seconds": time.perf_counter() - start, "epochs": trainer.current_epoch,
                      "rel_l2": solver.rel_l2(), "unknowns": solver.unknowns.values()})  # fmt: skip
         solver.save(args.out / f"seed_{seed}.safetensors")
-    write_whole(args.out / "results.json", lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
+    write_text(args.out / "results.json", json.dumps(rows, indent=1) + "\n")
     Console().print(_table(rows))
     try:
         solver.plot(args.out / "solution.png")

@@ -15,7 +15,7 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_figure, write_text
 from lightning_effnn.callbacks import SpongeTraining
 from lightning_effnn.modules import ImageClassifier
 from lightning_effnn.robustness import ATTACKS, evaluate
@@ -74,7 +74,7 @@ def compare(study: Study, description: str, argv: Sequence[str] | None) -> int:
                 continue
             rows.append(key | measured(study, key))
             text = json.dumps(rows, indent=1) + "\n"
-            write_whole(args.out, lambda beside, text=text: beside.write_text(text))  # type: ignore[misc]
+            write_text(args.out, text)
     Console().print(_table(rows))
     try:
         _plot(rows, args.plot)
@@ -178,5 +178,4 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("mean energy of an input [uJ]")
     axes.set_ylim(bottom=0.6 * min(_mean(members, "natural_uJ") for members in groups.values()))
     axes.legend(fontsize=7, ncols=3, loc="upper right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+    write_figure(path, figure)

@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_effnn import robustness as rb
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn._lookup import find_file
 from lightning_effnn.data.sst2 import read_sentences
 from lightning_effnn.modules import MiniLM, MiniLMTokenizer, minilm_folder
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(rows: list[Row], path: Path) -> None:
-    write_whole(path, lambda beside: beside.write_text(json.dumps(rows, indent=1) + "\n"))
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 class _Study:

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_effnn import robustness as rb
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.data import NumbersDataModule
 from lightning_effnn.data.numbers import CHARACTERS, END, WORDS, encode_characters, natural
 from lightning_effnn.modules import SequenceToSequence
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for alphabet in missing:
             rows.append(key | {"alphabet": alphabet} | study.run(key, alphabet))
             text = json.dumps(rows, indent=1) + "\n"
-            write_whole(args.out, lambda beside, text=text: beside.write_text(text))  # type: ignore[misc]
+            write_text(args.out, text)
     columns = ("steps", "energy_uJ", "latency_us", "wall_ms")
     title = f"{args.length} characters in, at most {args.limit} tokens out, on {args.accelerator}"
     Console(width=140).print(table(title, rows, columns))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import (
     FocusedCompression,
     HardwareEnergyMonitor,
@@ -67,8 +67,7 @@ def run(project: str, version: str, metric: str, train: Train, argv: Sequence[st
     print(text)
     if args.out:
         out = args.out
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, lambda path: path.write_text(text))
+        write_text(out, text)
     return 0 if result["ok"] else 1
 
 

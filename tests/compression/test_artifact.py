@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_effnn.compression import container
+from lightning_effnn.compression import codec, container, positions
 from lightning_effnn.compression.artifact import inspect_compressed, load_compressed, read_info, save_compressed
 from lightning_effnn.compression.container import DTYPES
 from lightning_effnn.compression.errors import ArtifactError
@@ -275,6 +275,73 @@ def test_more_elements_than_the_rule_allows_are_padded_to_it(tmp_path, monkeypat
     report = save_compressed({"w": torch.zeros(100, 1000)}, tmp_path / "x")
     assert 900 < report.bytes < 1100
     assert torch.equal(load_compressed(tmp_path / "x")["w"], torch.zeros(100, 1000))
+
+
+STREAMS = {
+    "nothing but zeros": torch.zeros(64),
+    "one value": torch.full((64,), 2.5),
+    "one value of sixteen bytes": torch.zeros(64, dtype=torch.complex128),
+    "one truth value": torch.ones(64, dtype=torch.bool),
+    "a few values left": torch.eye(300).reshape(-1),
+    "one level of a format": torch.full((64,), 0.5),
+    "few of another value": torch.cat([torch.ones(100_000), torch.zeros(3)]),
+    "numbers": torch.randn(64, generator=torch.Generator().manual_seed(0)),
+}
+
+
+@pytest.mark.parametrize("shape", [(1 << 12, 1 << 12), (1 << 13, 1 << 13), (1 << 16, 1 << 15), (1 << 35,)])
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_small_file_that_claims_much_is_refused_before_memory_is_taken(kind, shape, tmp_path):
+    x, path = STREAMS[kind], tmp_path / "claims.effnn"
+    number_format = PowerOfTwo(4) if "level" in kind else None
+    entry = container.Entry("w", shape, x.dtype, codec.encode_tensor(x, number_format).data)
+    container.write_container(path, container.Container([entry]))
+    assert path.stat().st_size < 1000
+    tracemalloc.start()
+    try:
+        for read in (load_compressed, read_info, lambda file: load_compressed(file, nn.Linear(2, 2))):
+            with pytest.raises(ArtifactError, match=r"claims \d+ elements.*at most 8388608 and 256 more for each"):
+                read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_small_tensors_may_not_claim_more_than_one_large(tmp_path):
+    data = codec.encode_tensor(torch.zeros(8)).data
+    entries = [container.Entry(f"w{n}", (1 << 20,), torch.float32, data) for n in range(100)]
+    container.write_container(tmp_path / "x", container.Container(entries))
+    with pytest.raises(ArtifactError, match=f"claims {100 << 20} elements"):
+        load_compressed(tmp_path / "x")
+
+
+@pytest.mark.parametrize("kind", ["zeros", "every other one"])
+def test_what_the_largest_claim_of_a_small_file_takes_is_bounded(kind, tmp_path):
+    count = container.FREE_ELEMENTS
+    data = codec.encode_tensor(torch.zeros(8, dtype=torch.int8)).data
+    if kind != "zeros":  # as many distances as may be, with a palette of one value
+        gaps = positions.encode_gaps(positions.plan_gaps(np.arange(1, count, 2), count))
+        data = bytes([0b0110, 1, 1]) + gaps
+    container.write_container(tmp_path / "x", container.Container([container.Entry("w", (count,), torch.int8, data)]))
+    assert (tmp_path / "x").stat().st_size < 200
+    tracemalloc.start()
+    loaded = load_compressed(tmp_path / "x")["w"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert int(loaded.sum()) == (0 if kind == "zeros" else count // 2)
+    assert peak < 512e6
+
+
+@pytest.mark.parametrize("kind", ["zeros", "ones", "sparse", "scattered"])
+def test_tensors_of_next_to_nothing_come_back_however_large_they_are(kind, tmp_path):
+    x = torch.zeros(20_000_000, dtype=torch.int8)
+    if kind == "ones":
+        x += 1
+    elif kind != "zeros":
+        x[:: 10_000_019 if kind == "sparse" else 50_021] = 3
+    report = save_compressed({"w": x}, tmp_path / "x.effnn")
+    assert report.bytes < 50_000
+    assert torch.equal(load_compressed(tmp_path / "x.effnn")["w"], x)
 
 
 def _mutations(data, rng):

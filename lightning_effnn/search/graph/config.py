@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lightning_effnn._files import write_whole
+from lightning_effnn._files import write_text
 from lightning_effnn._yaml import load_yaml
 
 ATTENTIONS = ("none", "gcn", "gat", "sym_gat", "cos", "linear", "gen_linear")
@@ -212,7 +212,7 @@ class GraphNetConfig:
             lines.append("- " + flow.replace("\n", "\n ") + "\n")
         text = "".join(lines).rstrip()
         if path is not None:
-            write_whole(path, lambda beside: beside.write_text(text + "\n", encoding="utf-8"))
+            write_text(path, text + "\n")
         return text
 
     @classmethod
