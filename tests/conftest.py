@@ -8,7 +8,8 @@ import lightning  # noqa: F401 - sets its loggers' levels, which the next lines 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
+if not os.environ.get("OMP_NUM_THREADS"):
+    torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
 for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "wandb"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
