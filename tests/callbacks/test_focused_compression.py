@@ -14,6 +14,8 @@ from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor
 from lightning_effnn.compression import bake_, load_compressed
 from lightning_effnn.modules import ImageClassifier, SmallCNN
 
+pytestmark = pytest.mark.trains
+
 
 def loader(n=96, batch_size=16):
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,8 @@ from lightning_effnn.modules import ImageClassifier, SmallCNN
 from lightning_effnn.quantization import QuantizationPlan, bake_, strip_
 from lightning_effnn.search.bits import BitSearch
 
+pytestmark = pytest.mark.trains
+
 
 def loader(n=96, batch_size=16):
     generator = torch.Generator().manual_seed(0)

@@ -9,6 +9,8 @@ from lightning_effnn.data import DigitsDataModule
 from lightning_effnn.modules import ImageClassifier, SmallCNN
 from lightning_effnn.modules._teaching import divergence
 
+pytestmark = pytest.mark.trains
+
 pytest.importorskip("sklearn")
 
 
@@ -27,8 +29,8 @@ def test_it_learns_digits_and_logs_what_it_says(tmp_path):
     data = DigitsDataModule(batch_size=32)
     fit.fit(model, data)
     result = fit.test(model, data, verbose=False)[0]
-    assert result["test/acc"] > 0.9
-    assert result["test/loss"] < 0.5
+    assert result["test/acc"] > 0.8
+    assert result["test/loss"] < 1.0  # 2.3 of guessing
     with open(tmp_path / "version_0" / "metrics.csv") as file:
         columns = set(csv.DictReader(file).fieldnames)
     assert {"train/loss", "val/loss", "val/acc", "test/loss", "test/acc"} <= columns

@@ -14,6 +14,8 @@ from lightning_effnn.data import SyntheticGraphDataModule
 from lightning_effnn.modules import NodeClassifier
 from lightning_effnn.search.graph import GraphNet, GraphNetConfig
 
+pytestmark = pytest.mark.trains
+
 CONFIG = GraphNetConfig.gcn(16, 3, width=8, w_bits=4, a_bits=8)
 
 
@@ -46,7 +48,7 @@ def test_it_learns_communities(tmp_path, config):
     fit.fit(model, graph)
     assert {"train/loss", "val/loss", "val/acc"} <= set(fit.callback_metrics)
     (result,) = fit.test(model, graph, verbose=False)
-    assert result["test/acc"] > 0.8
+    assert result["test/acc"] > 0.6  # of three classes
     assert result["test/acc"] == pytest.approx(accuracy(model, graph, "test_mask"))
     assert result["test/loss"] > 0
 

@@ -13,6 +13,8 @@ from lightning_effnn import compression, hardware, pde
 from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor
 from lightning_effnn.modules import PDESolver
 
+pytestmark = pytest.mark.trains
+
 
 def poisson(**options):
     return pde.Problem(
