@@ -2,13 +2,19 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import lightning  # noqa: F401 - sets its loggers' levels, which the next lines overrule
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
+MOST_STEPS = 24
+"""Steps of one optimiser after which a test is said to train; shorter fits are there for something else."""
+
+if not os.environ.get("OMP_NUM_THREADS"):
+    torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
 for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "wandb"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -21,6 +27,19 @@ def _wandb_stays_offline(tmp_path_factory):
     patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _what_trains_is_marked(request):
+    if {"trains", "slow"} & {mark.name for mark in request.node.iter_markers()}:
+        yield
+        return
+    steps = Counter()
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: steps.update([optimizer]))
+    yield
+    hook.remove()
+    most = max(steps.values(), default=0)
+    assert most <= MOST_STEPS, f"an optimiser takes {most} steps: mark the test with pytest.mark.trains"
 
 
 @pytest.fixture

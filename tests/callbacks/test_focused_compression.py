@@ -14,6 +14,8 @@ from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor
 from lightning_effnn.compression import bake_, load_compressed
 from lightning_effnn.modules import ImageClassifier, SmallCNN
 
+pytestmark = pytest.mark.trains
+
 
 def loader(n=96, batch_size=16):
     generator = torch.Generator().manual_seed(0)
@@ -89,6 +91,19 @@ def test_keys_are_logged_and_end_where_they_should():
     assert set(found) == {f"compress/{k}" for k in ("sparsity", "bits_per_weight", "ratio", "focused_layers")}
     assert found["compress/sparsity"] >= 0.79
     assert found["compress/ratio"] == pytest.approx(32 / found["compress/bits_per_weight"])
+
+
+def test_a_quarter_of_the_weights_then_half_then_more_and_in_the_end_all_are_rounded():
+    callback, shares = compression(prune=None, quantize=(0.0, 0.9)), {}
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, *_):
+            layers = callback.projector.layers
+            rounded = torch.cat([(layer.site.parameter != layer.latent).flatten() for layer in layers])
+            shares.setdefault(callback.projector.fraction, rounded.double().mean().item())  # as a stage begins
+
+    fit([callback, Watch()])
+    assert list(shares.values()) == pytest.approx([0.25, 0.5, 0.75, 0.875, 1.0], abs=0.02)
 
 
 def test_energy_falls_and_formats_show_beside_the_monitor():

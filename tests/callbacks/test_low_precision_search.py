@@ -14,6 +14,9 @@ from torchmetrics import MeanMetric
 from lightning_effnn.callbacks import HardwareEnergyMonitor, LowPrecisionSearch
 from lightning_effnn.modules import ImageClassifier, SmallCNN
 from lightning_effnn.quantization import QuantizationPlan, bake_, strip_
+from lightning_effnn.search.bits import BitSearch
+
+pytestmark = pytest.mark.trains
 
 
 def loader(n=96, batch_size=16):
@@ -56,6 +59,22 @@ def test_bits_are_chosen_and_written_and_the_model_runs_with_them(tmp_path):
     images = torch.rand(4, 1, 8, 8)
     quantised = model.eval()(images)
     assert not torch.equal(strip_(model)(images), quantised)
+
+
+def test_every_eighth_step_of_the_search_compares_draws(monkeypatch):
+    ended, compared, compare = [], [], BitSearch.compare
+
+    class Counts(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            ended.append(trainer.global_step)
+
+    def noted(self, evaluate):
+        compared.append(len(ended))
+        return compare(self, evaluate)
+
+    monkeypatch.setattr(BitSearch, "compare", noted)
+    fit([searching(warmup=0.25, freeze=1.0), Counts()], epochs=8)  # 6 steps each, of which the search has 12 to 47
+    assert compared == [16, 24, 32, 40]
 
 
 def test_baked_weights_have_as_many_levels_as_were_chosen():

@@ -11,6 +11,8 @@ from torch import nn
 from lightning_effnn import compression, pde
 from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor, PDEResidualLoss
 
+pytestmark = pytest.mark.trains
+
 OSCILLATOR = pde.Problem(
     pde.Box(t=(0, 2)), lambda u, c: u.tt + 9 * u, [pde.Initial(1.0), pde.Initial(0.0, of="u.t")],
     reference=lambda c: torch.cos(3 * c.t),
@@ -58,8 +60,7 @@ def test_an_equation_says_what_data_doesnt():
     plain, informed = Fit(), Fit()
     fit(plain)
     trainer = fit(informed, PDEResidualLoss(OSCILLATOR, weight=1.0, points=64), epochs=1000)
-    assert error(plain) > 0.5
-    assert error(informed) < 0.2
+    assert error(informed) < 0.3 * error(plain)
     assert trainer.logged_metrics["pde/residual"] > 0
     assert trainer.logged_metrics["pde/boundary"] > 0
 

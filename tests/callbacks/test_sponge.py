@@ -24,6 +24,8 @@ from lightning_effnn.modules import ImageClassifier, SmallCNN
 from lightning_effnn.quantization import quantize_
 from lightning_effnn.robustness import EnergyGuard, TracedEnergy
 
+pytestmark = pytest.mark.trains
+
 
 def loader(n=96, batch_size=16):
     generator = torch.Generator().manual_seed(0)
@@ -55,14 +57,13 @@ def test_trained_against_sponges_the_worst_input_costs_less_than_natural_ones_di
         L.seed_everything(0, verbose=False)
         model = ImageClassifier(SmallCNN(width=8), lr=5e-3)
         evaluation = SpongeEvaluation(100, attacks=("pgd", "genetic"), eps=0.3, limit=8, steps=12)
-        fit([*callbacks, evaluation], model, epochs=15, data=DigitsDataModule())
-        return evaluation.report
+        trainer, _ = fit([*callbacks, evaluation], model, epochs=15, data=DigitsDataModule())
+        return evaluation.report, float(trainer.callback_metrics["val/acc"])
 
-    plain = trained()
-    defended = trained(SpongeTraining(weight=3.0, eps=0.3, share=0.5))
-    assert defended.worst.mean_uJ < plain.natural.mean_uJ
-    assert defended.gain < 1.1
-    assert defended.natural.accuracy > 0.8
+    plain, _ = trained()
+    defended, accuracy = trained(SpongeTraining(weight=3.0, eps=0.3, share=0.5))
+    assert defended.worst.mean_uJ < 0.9 * plain.natural.mean_uJ
+    assert accuracy > 0.8
 
 
 def test_keys_are_logged_and_the_step_is_given_back():

@@ -117,6 +117,7 @@ def test_every_command_in_the_head_of_a_recipe_is_accepted(capsys, words):
         assert value in str(config)
 
 
+@pytest.mark.trains
 def test_the_quickstart_logs_its_cost_each_epoch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logger = ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs", "--trainer.logger.version=one")

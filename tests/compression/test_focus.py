@@ -67,13 +67,18 @@ def test_the_chosen_parameters_have_the_least_error_of_those_around(bits):
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])
-def test_the_fitted_scale_is_no_worse_than_one_and_a_local_optimum(bits):
-    weight = pruned(200, 50, seed=bits)
-    fitted, one = focus(weight, bits), focus(weight, bits, alpha="one")
-    assert fitted.mse < one.mse
-    for factor in (0.999, 1.001):
-        other = replace(fitted.format, scale=fitted.format.scale * factor)
-        assert mse(weight, other.quantize(weight)) >= fitted.mse * (1 - 1e-5)
+def test_the_fitted_scale_is_better_than_one_and_that_of_least_squares(bits):
+    misses = []
+    for seed in range(15):
+        weight = pruned(200, 50, seed=seed)
+        fitted, one = focus(weight, bits), focus(weight, bits, alpha="one")
+        assert fitted.mse < 0.9 * one.mse
+        levels = fitted.weight
+        misses.append(abs(float((weight * levels).sum() / levels.square().sum()) - 1))
+        for factor in (0.8, 0.9, 1.1, 1.2):
+            other = replace(fitted.format, scale=fitted.format.scale * factor)
+            assert mse(weight, other.quantize(weight)) > 0.95 * fitted.mse
+    assert sorted(misses)[7] < 1e-3  # twice as much where the best of a few scales is taken as it is
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])

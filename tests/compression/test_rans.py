@@ -43,6 +43,13 @@ def test_every_number_of_lanes_decodes_long_streams(alphabet, lanes):
     assert (rans.decode(rans.encode(symbols, frequencies, lanes), symbols.size, frequencies) == symbols).all()
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_state_that_is_exactly_full_gives_up_a_word_first(lanes):
+    frequencies = np.array([2, 2])
+    message = np.repeat([0, 1, 0, 1], [5, 1, 30, 1]).repeat(lanes)  # in one lane the state meets its limit
+    assert rans.decode(rans.encode(message, frequencies, lanes), message.size, frequencies).tolist() == message.tolist()
+
+
 @pytest.mark.parametrize(("alphabet", "skew"), [(2, 1.0), (2, 6.0), (19, 1.0), (19, 8.0), (256, 2.0), (4096, 4.0)])
 @pytest.mark.parametrize("count", [100_000, 1_000_000])
 def test_long_streams_are_within_one_percent_of_their_entropy(alphabet, skew, count):

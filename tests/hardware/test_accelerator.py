@@ -129,6 +129,27 @@ def test_yaml_is_never_executed(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def run_length_entries(sequence, run_bits):
+    """How many pairs of a run of zeros and an element a coder writes: the longest run has 2**run_bits - 1."""
+    entries = run = 0
+    for element in sequence:
+        if element or run == 2**run_bits - 1:
+            entries, run = entries + 1, 0
+        else:
+            run += 1
+    return entries
+
+
+@pytest.mark.parametrize("run_bits", [2, 5])
+def test_run_lengths_take_the_bits_of_sequences_that_are_coded(run_bits):
+    zeros, longest = Zeros(storage="run_length", run_bits=run_bits), 2**run_bits
+    for block in ([0] * longest, [0] * longest + [7], [0] * 3 * longest + [7]):
+        sequence = block * 6
+        density = sum(map(bool, sequence)) / len(sequence)
+        coded = run_length_entries(sequence, run_bits) * (8 + run_bits)
+        assert len(sequence) * zeros.stored_bits(8, density) == pytest.approx(coded)
+
+
 def test_compressed_storage_never_takes_more_than_dense():
     for zeros in (Zeros(storage="bitmap"), Zeros(storage="run_length", run_bits=5)):
         for density in (0.0, 0.1, 0.5, 0.9, 1.0):

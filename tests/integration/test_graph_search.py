@@ -16,6 +16,7 @@ MADE_UP = ("--data=lightning_effnn.data.SyntheticGraphDataModule",)
 FOUND = ("--model.init_args.net.init_args.config=runs/lpgnas_synthetic/net.yaml",)
 
 
+@pytest.mark.trains
 def test_search_retrain_compress(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["run", "search/lpgnas_synthetic", *QUIET, "--trainer.max_epochs=40"]) == 0

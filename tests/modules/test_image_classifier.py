@@ -7,6 +7,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_effnn.data import DigitsDataModule
 from lightning_effnn.modules import ImageClassifier, SmallCNN
+from lightning_effnn.modules._teaching import divergence
+
+pytestmark = pytest.mark.trains
 
 pytest.importorskip("sklearn")
 
@@ -26,8 +29,8 @@ def test_it_learns_digits_and_logs_what_it_says(tmp_path):
     data = DigitsDataModule(batch_size=32)
     fit.fit(model, data)
     result = fit.test(model, data, verbose=False)[0]
-    assert result["test/acc"] > 0.9
-    assert result["test/loss"] < 0.5
+    assert result["test/acc"] > 0.8
+    assert result["test/loss"] < 1.0  # 2.3 of guessing
     with open(tmp_path / "version_0" / "metrics.csv") as file:
         columns = set(csv.DictReader(file).fieldnames)
     assert {"train/loss", "val/loss", "val/acc", "test/loss", "test/acc"} <= columns
@@ -114,6 +117,26 @@ class TestTeacher:
         model.net.load_state_dict(same.state_dict())
         model.log = lambda *_, **__: None
         assert float(model.eval().training_step((x, labels), 0)) == pytest.approx(0, abs=1e-5)
+
+    @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+    def test_the_teachers_term_is_the_divergence_times_the_squared_temperature(self, temperature):
+        model, teacher = self.model(distillation=1.0, temperature=temperature)
+        model.log = lambda *_, **__: None
+        x = torch.rand(16, 1, 8, 8)
+        loss = model.eval().training_step((x, torch.zeros(16, dtype=torch.long)), 0)
+        with torch.no_grad():
+            ours, theirs = (torch.softmax(net.eval()(x).double() / temperature, 1) for net in (model.net, teacher))
+        expected = temperature**2 * (theirs * (theirs.log() - ours.log())).sum() / 16
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+    def test_its_gradients_keep_their_size_as_the_temperature_rises(self):
+        scores, wanted = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
+        scores, wanted = (s - s.mean(1, keepdim=True) for s in (scores, wanted))
+        scores.requires_grad_()
+        for temperature in (100.0, 1000.0):
+            (gradient,) = torch.autograd.grad(divergence(scores, wanted, temperature), scores)
+            # the limit of high temperatures in section 2.1 of the paper, times T**2
+            assert torch.allclose(gradient, (scores - wanted).detach() / 4 / 6, atol=5 / temperature)
 
     @pytest.mark.parametrize(
         ("arguments", "words"), [({"distillation": 2}, "distillation is 2"), ({"temperature": 0}, "0")]

@@ -14,6 +14,8 @@ from lightning_effnn.modules import LPGNAS, NodeClassifier
 from lightning_effnn.search import Controller
 from lightning_effnn.search.graph import GraphNet, GraphNetConfig, GraphSpace, graph_sizes
 
+pytestmark = pytest.mark.trains
+
 SPACE = {
     "hidden_channels": (4, 8), "attention": ("none", "gcn", "gat"), "aggregation": ("sum", "mean"),
     "activation": ("relu", "elu"), "w_bits": (2, 8), "a_bits": (4, 32), "cost": "bits",

@@ -13,6 +13,8 @@ from lightning_effnn import compression, hardware, pde
 from lightning_effnn.callbacks import FocusedCompression, HardwareEnergyMonitor
 from lightning_effnn.modules import PDESolver
 
+pytestmark = pytest.mark.trains
+
 
 def poisson(**options):
     return pde.Problem(
@@ -37,7 +39,7 @@ def small(problem=None, **options):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_solves_with_conditions_built_in_or_learned(exact):
-    solver, fit = small(exact=exact), trainer(8)
+    solver, fit = small(exact=exact, field=pde.Field(hidden=(16,))), trainer(8)
     fit.fit(solver)
     assert solver.rel_l2()["u"] < 1e-2
     assert ("pde/boundary" in fit.logged_metrics) is not exact
@@ -46,9 +48,9 @@ def test_solves_with_conditions_built_in_or_learned(exact):
     assert edge.abs().max() < (1e-12 if exact else 1e-2)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "adam+lbfgs"])
-def test_first_order_methods_get_nearer(optimizer):
-    solver = small(optimizer=optimizer, lr=1e-2)
+@pytest.mark.parametrize(("optimizer", "steps"), [("adam", 25), ("lbfgs", 2), ("adam+lbfgs", 4)])
+def test_first_order_methods_get_nearer(optimizer, steps):
+    solver = small(optimizer=optimizer, lr=1e-2, steps_per_epoch=steps)
     before = solver.rel_l2()["u"]
     trainer(6).fit(solver)
     assert solver.rel_l2()["u"] < 0.5 * before
@@ -59,7 +61,7 @@ def test_many_parameters_go_by_conjugate_gradients():
     assert sum(p.numel() for p in solver.parameters()) > 4000
     before = solver.rel_l2()["u"]
     trainer(2).fit(solver)
-    assert solver.rel_l2()["u"] < 0.1 * before
+    assert solver.rel_l2()["u"] < 0.3 * before
 
 
 class Odd(torch.nn.Module):
@@ -68,22 +70,25 @@ class Odd(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.last = torch.nn.Linear(2, 8).double(), torch.nn.Linear(8, 1).double()
+        self.first, self.last = torch.nn.Linear(1, 8).double(), torch.nn.Linear(8, 1).double()
 
     def forward(self, x):
-        return self.last(torch.special.i0e(self.first(x)))
+        return self.last(torch.atan(self.first(x)))
 
 
 def test_any_module_can_be_the_field_with_notices():
+    problem = pde.Problem(
+        pde.Box(x=(0, 1)), lambda u, c: u.xx + math.pi**2 * torch.sin(math.pi * c.x), [pde.Dirichlet(0.0)],
+        reference=lambda c: torch.sin(math.pi * c.x),
+    )  # fmt: skip
     with warnings.catch_warnings(record=True) as noticed:
         warnings.simplefilter("always")
-        solver = small(field=Odd())
-        before = solver.rel_l2()["u"]
+        solver = small(problem, field=Odd(), points=64)
         trainer(3).fit(solver)
     told = " ".join(str(w.message) for w in noticed)
     assert "by autograd" in told
     assert "conjugate gradients" in told
-    assert solver.rel_l2()["u"] < 0.3 * before
+    assert solver.rel_l2()["u"] < 0.02
 
 
 def test_periodic_by_the_encoding():
@@ -92,10 +97,10 @@ def test_periodic_by_the_encoding():
         [pde.Initial(lambda c: torch.sin(math.pi * c.x)), pde.Periodic("x")],
         reference=lambda c: torch.sin(math.pi * (c.x - c.t)),
     )  # fmt: skip
-    solver = small(problem)
+    solver = small(problem, field=pde.Field(hidden=(16,)))
     assert [t.name for t in solver.residuals.terms] == ["residual"]
-    trainer(15).fit(solver)
-    assert solver.rel_l2()["u"] < 1e-2
+    trainer(12).fit(solver)
+    assert solver.rel_l2()["u"] < 0.02
     ends = solver(torch.tensor([[0.0, 0.7], [2.0, 0.7]]))
     assert torch.allclose(ends[0], ends[1], atol=1e-12)
 

@@ -7,6 +7,8 @@ import torch
 
 from lightning_effnn.pde import LevenbergMarquardt
 
+pytestmark = pytest.mark.trains
+
 
 def line(method, **options):
     torch.manual_seed(0)

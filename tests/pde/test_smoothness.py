@@ -96,6 +96,7 @@ def test_a_kink_across_two_axes_is_found():
         assert len(BuiltIn(problem).left) == 1
 
 
+@pytest.mark.trains
 def test_the_solution_from_a_kink_is_found():
     """Built in, the kink would stay: the error of this problem was 0.64."""
     numbers = range(1, 40, 2)

@@ -14,6 +14,7 @@ from lightning_effnn.formats import FP32, Binary, FixedPoint
 from lightning_effnn.hardware import Tracer
 from lightning_effnn.quantization import TensorQuantizer
 from lightning_effnn.quantization.clipping import least_error_scale
+from lightning_effnn.quantization.rounding import grid_of, round_to_levels
 
 SOURCES = ("learned", "observed", "dynamic")
 tensors = arrays.arrays(
@@ -65,6 +66,21 @@ class TestLevels:
             near = ((x / scale - low + 0.5).abs() < 1e-2) | ((x / scale - high - 0.5).abs() < 1e-2)
         expected = torch.where(inside, upstream, 0.0)
         assert torch.equal(gradient[~near], expected[~near])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_a_tie_between_two_levels_goes_to_the_even_one(self, dtype):
+        x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5], dtype=dtype) / 4
+        levels = [-2, -2, 0, 0, 2, 2, 4]
+        assert (fixed(4, 0.25)(x) * 4).tolist() == levels
+        assert (fixed(4, 0.25, signed=False)(x[3:]) * 4).tolist() == levels[3:]
+        assert (FixedPoint(4, scale=0.25).quantize(x) * 4).tolist() == levels
+        assert FixedPoint(4, scale=0.25).encode(x).tolist() == [level % 16 for level in levels]
+
+    def test_at_a_tie_the_scale_learns_from_the_even_level(self):
+        scale = torch.full((4,), 0.25, requires_grad=True)
+        levels = round_to_levels(torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 4, scale, grid_of(4, signed=True))
+        levels.sum().backward()
+        assert scale.grad.tolist() == [-0.5, 0.5, -0.5, 0.5]  # the level less the number of steps
 
     def test_one_bit_is_the_sign_or_for_what_has_none_zero_and_one(self):
         assert TensorQuantizer(1)(torch.tensor([-3.0, 1.0])).tolist() == [-2.0, 2.0]

@@ -53,6 +53,7 @@ def test_each_layers_energy_falls_as_its_weights_are_pruned(tmp_path, data_folde
     assert (tmp_path / "energy.png").stat().st_size > 10_000
 
 
+@pytest.mark.trains
 def test_focused_and_plain_levels_are_compared_on_one_network(tmp_path, capsys):
     out = tmp_path / "out.json"
     arguments = ["--seeds", "1", "--bits", "4", "--epochs", "4", "--out", str(out)]

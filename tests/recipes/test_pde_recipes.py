@@ -84,12 +84,13 @@ def test_lshape_reference():
     assert u[0].item() == pytest.approx(u[1].item(), rel=1e-9)
 
 
+@pytest.mark.trains
 def test_recipe_solves_compares_and_draws(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = ["--epochs", "10", "--points", "512", "--out", str(tmp_path)]
     assert main(["run", "pde/poisson", *arguments]) == 0
     (row,) = json.loads((tmp_path / "results.json").read_text())
-    assert row["rel_l2"]["u"] < 2e-2
+    assert row["rel_l2"]["u"] < 5e-2
     assert (tmp_path / "solution.png").exists()
     assert (tmp_path / "seed_0.safetensors").exists()
     assert "relative L2 error" in capsys.readouterr().out
@@ -108,10 +109,15 @@ def test_benchmark_runs_draws_and_goes_on_from_what_is_there(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = ["--problems", "heat", "--seconds", "0.5", "--out", str(tmp_path / "r.json"), "--plot",
                  str(tmp_path / "r.png")]  # fmt: skip
+    found = []
     for _ in range(2):
         assert main(["run", "benchmarks/pde", *arguments]) == 0
-    (row,) = json.loads((tmp_path / "r.json").read_text())
-    assert row["curve"][-1][1] < row["curve"][0][1]
+        found.append((tmp_path / "r.json").read_text())
+    assert found[0] == found[1]
+    (row,) = json.loads(found[0])
+    seconds, errors = zip(*row["curve"], strict=True)  # of one epoch at least, however slow the machine
+    assert list(seconds) == sorted(seconds)
+    assert all(0 < error < 2 for error in errors)
     assert (tmp_path / "r.png").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 from lightning_effnn.cli.main import main
 
 
+@pytest.mark.trains
 def test_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "sponge/digits", "--epochs", "2", "--inputs", "3", "--steps", "3"]
@@ -16,7 +17,8 @@ def test_digits(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "runs/sponge_digits/results.json").read_text())
     assert [row["defence"] for row in rows] == ["none", "penalty", "sponge training"]
     for row in rows:
-        assert row["gain"] * row["natural_uJ"] == row["worst_uJ"] == max(row["attacks_uJ"].values())
+        assert row["worst_uJ"] == max(row["attacks_uJ"].values())
+        assert row["gain"] == pytest.approx(row["worst_uJ"] / row["natural_uJ"])
         assert set(row["attacks_uJ"]) == {
             f"{attack}, {bound}" for attack in ("random", "lbfgs", "pgd", "genetic") for bound in ("eps", "free")
         }
@@ -41,7 +43,7 @@ def test_cost(tmp_path, monkeypatch, capsys):
     assert main(arguments) == 0
     found = json.loads((tmp_path / "runs/sponge_cost/results.json").read_text())
     assert [row["share"] for row in found["fits"]] == [0.0, 0.25]
-    assert found["steps"]["0.25"] > 1
+    assert found["steps"]["0.25"] > 0
     assert "ResNet-20 step" in capsys.readouterr().out
 
 

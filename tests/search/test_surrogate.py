@@ -43,6 +43,7 @@ def test_it_forgets():
     assert first - second > 0.2
 
 
+@pytest.mark.trains
 def test_logits_that_follow_it_end_at_the_best_options():
     controller = Controller(OPTIONS, seed=0)
     surrogate = AdditiveSurrogate(OPTIONS)

@@ -29,21 +29,24 @@ def searched(search, loss, cost_weight, steps=60):
     return search.settle_()
 
 
+@pytest.mark.trains
 def test_without_a_difference_in_the_loss_the_cheapest_bits_win():
     plan = searched(searching(steps=60), lambda: 0.5, cost_weight=1.0)
     assert set(plan.weights.values()) == {2}
     assert set(plan.activations.values()) == {4}
 
 
+@pytest.mark.trains
 def test_where_bits_matter_they_stay_and_elsewhere_they_fall():
-    model = network()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
     search = searching(model, activations=())
     with torch.no_grad():
-        target = nn.functional.linear(X, model[0].weight)[:, :3]
+        target = nn.functional.linear(X, model[0].weight)
 
     def loss():  # of the first layer's rounding alone
         with torch.no_grad():
-            return 20 * float((model[0](X)[:, :3] - model[0].bias[:3] - target).square().mean())
+            return 20 * float((model[0](X) - model[0].bias - target).square().mean())
 
     plan = searched(search, loss, cost_weight=3.0, steps=100)
     assert plan.weights["0.weight"] > 2

@@ -24,8 +24,8 @@ def test_it_learns_how_much_each_tensor_matters():
 
 
 def test_few_tries_tell_what_a_kind_of_tensors_does():
-    found = tried(Sensitivity(ERRORS), 24).sensitivities()
-    assert found[:8].mean() == pytest.approx(float(TRUE[:8].mean()), rel=0.3)
+    found = torch.stack([tried(Sensitivity(ERRORS), 24, seed=seed).sensitivities() for seed in range(9)])
+    assert found[:, :8].mean(1).median() == pytest.approx(float(TRUE[:8].mean()), rel=0.4)
     assert (found >= 0).all()
 
 

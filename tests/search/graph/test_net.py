@@ -76,6 +76,7 @@ def test_attention_by_its_formula_node_by_node():
             assert torch.allclose(found[into], expected, atol=1e-5), kind
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bits", [4, 32])
 def test_it_learns_with_every_activation(activation, bits):
