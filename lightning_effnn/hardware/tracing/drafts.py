@@ -38,7 +38,7 @@ class Read:
         name: the parameter or buffer that it is, or is computed from.
         elements: how many numbers are stored.
         held: the axes of the batch in it: of a constant repeated for each sample one is stored.
-        active: whether it is no constant if it has the batch.
+        active: axes which, if they are the batch, make it no constant but something computed for each sample.
     """
 
     key: object
@@ -47,7 +47,7 @@ class Read:
     count: Count | None
     format: NumberFormat
     held: tuple[Held, ...] = ()
-    active: bool = False
+    active: tuple[Label, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -131,15 +131,11 @@ def settle(batch: Batch | None, time_major: tuple[str, int] | None, wanted: Sequ
         ]
     elif batch.other is not None:
         batch.other.refute()
-    open_labels = [label for label in wanted if label.verdict is None]
-    if batch.graph:
-        return notes
-    for given, what in (
-        (True, "axis 0 of another input, of extent {}, was taken to go along with the batch"),
-        (False, "an axis of extent {} that was made from sizes alone was taken for the batch"),
-    ):
-        for size in sorted({label.size for label in open_labels if label.root.given is given}):
-            notes.append(f"{what.format(size)}; a batch of another size tells")
+    for size in sorted({label.size for label in wanted if label.verdict is None and label.root.given}):
+        notes.append(
+            f"an axis of extent {size} of another input, or of random numbers, was taken to go along with the batch;"
+            " a batch of another size tells"
+        )
     return notes
 
 

@@ -76,8 +76,7 @@ def linear(call: Call, number: int, source: Tensor, dim: int, result: Tensor) ->
 
 def concatenated(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
     """Stacking makes room for a new dimension, concatenation does not."""
-    along = call.get("dim") or 0
-    along %= result.dim()
+    along = (call.get("dim") or 0) % max(1, result.dim())
     return dim + (dim >= along) if call.name in ("stack", "_stack") else dim
 
 

@@ -129,7 +129,7 @@ class Recorder:
                 continue
             for read in draft.constants:
                 rows = [rows for label, _, rows in read.held if label.verdict]
-                if rows and read.active:
+                if any(label.verdict for label in read.active):
                     continue
                 elements = read.elements // math.prod(rows)
                 nonzero = elements if read.count is None else round(read.count.density() * elements)
@@ -312,8 +312,7 @@ class Recorder:
             piece=piece, share=spread.share(call, seen, outputs),
             varies=seen.tainted or not self._knows_batch() or call.random,
         )  # fmt: skip
-        if isinstance(piece, Product) or any(r.active for _, r, _ in seen.looked if r is not None):
-            draft.labels = tuple(spot.label for _, _, spots in (*seen.looked, *outputs) for spot in spots)
+        draft.labels = _active(seen, isinstance(piece, Product))
         if isinstance(piece, Product):
             if not all(piece.extents.values()):
                 return None
@@ -355,7 +354,7 @@ class Recorder:
         else:
             parts = call.name in spread.JOINING
             read = {
-                n if parts else id(record): spread.size(tensor, spots, parts)
+                n if parts else id(record): spread.size(tensor, spread.held_by(call, tensor, spots, seen), parts)
                 for n, (tensor, record, spots) in enumerate(seen.looked)
                 if record is not None and any(tensor is t for t in piece.reads)
             }
@@ -389,8 +388,8 @@ class Recorder:
             name = record.parameter or ""
             factor = isinstance(piece, Product) and any(tensor is t for t in (piece.weight, piece.input))
             elements, is_parameter = self._constants.get(name, (0, False))
-            if not (is_parameter or factor):
-                continue
+            if not (is_parameter or factor) or (not name and tensor is not piece.weight):  # type: ignore[union-attr]
+                continue  # a state of zeros is no constant that is stored
             key: object = name
             if record.computed or not name:
                 key, elements = (id(record), tensor.storage_offset(), *tensor.shape), stored_elements(tensor)
@@ -429,9 +428,11 @@ class Recorder:
             else:
                 self._born(record, call, seen)
             record.format = number_format
-            record.active = (multiplies and held) or any(r.active for _, r, _ in seen.looked if r is not None)
-            if seen.tainted or held:
+            record.active = () if call.fills else _active(seen, multiplies)
+            if (seen.tainted or held) and call.name not in tables.NEW:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
+                if call.name == "repeat":
+                    axes += made_from_sizes(call, tensor, self._sizes)
                 if lost:
                     self.lost.add(call.name)
                 if call.name == "cat":
@@ -461,7 +462,7 @@ class Recorder:
         self._sizes |= {axis.whole for axis in axes if axis.label.verdict and axis.stride > 0}
         if any(axis.label.verdict and axis.stride == NOWHERE == axis.size - 1 for axis in axes):
             along = (call.get("dim") or 0) % result.dim()
-            if all(t.shape[along] == 1 for t in call.inputs):
+            if all(t.dim() == result.dim() and t.shape[along] == 1 for t in call.inputs):
                 self._sizes |= {result.shape[along]}
 
     def _written_out(self, call: Call) -> None:
@@ -484,6 +485,14 @@ class Recorder:
     def _knows_batch(self) -> bool:
         """Without a batch nothing is known to be constant."""
         return self.batch is not None and bool(self.batch.tensors)
+
+
+def _active(seen: Seen, multiplies: bool) -> tuple[Label, ...]:
+    """The axes along which products were done to make what is read, and those of the product that is being done."""
+    labels = {label.root: label for _, record, _ in seen.looked if record is not None for label in record.active}
+    if multiplies:
+        labels |= {spot.label.root: spot.label for _, _, spots in seen.looked for spot in spots}
+    return tuple(label for label in labels.values() if label.verdict is not False)
 
 
 def _results(piece: Piece) -> Sequence[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_effnn._torch import in_backward
@@ -30,10 +31,40 @@ def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False) -> Size:
     """
     axes: list[Held] = []
     for spot in spots:
-        if spot.dims and all(tensor.stride(dim) == 0 for dim, _, _ in spot.dims):
+        if spot.dims and all(dim < tensor.dim() and tensor.stride(dim) == 0 for dim, _, _ in spot.dims):
             continue  # an expanded axis is stored once
         axes.append((spot.label, 1, 1) if parts else spot.held)
     return stored_elements(tensor), (tuple(axes),) if axes else ()
+
+
+def held_by(call: Call, tensor: Tensor, own: tuple[Spot, ...], seen: Seen) -> tuple[Spot, ...]:
+    """What an input holds of the batch: what is known, else what its extents tell.
+
+    A constant with as many rows as the batch, where it meets the batch, was made for it.
+
+    Args:
+        call: the operation, whose inputs line up from the right if it is elementwise.
+        tensor: one of its inputs.
+        own: what is known of it.
+        seen: all inputs.
+    """
+    if any(spot.label.verdict is not False for spot in own):
+        return own
+    if not call.elementwise or tensor.layout is not torch.strided:
+        return ()
+    for other, _, spots in seen.looked:
+        for spot in spots:
+            dims = [dim + tensor.dim() - other.dim() for dim, _, _ in spot.dims]
+            if (
+                dims
+                and spot.label.verdict
+                and all(
+                    d >= 0 and tensor.stride(d) and tensor.shape[d] == other.shape[dim] > 1
+                    for d, (dim, _, _) in zip(dims, spot.dims, strict=True)
+                )
+            ):
+                return (spot,)
+    return ()
 
 
 def bias(call: Call, seen: Seen) -> int:

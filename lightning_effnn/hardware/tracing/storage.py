@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_effnn._torch import FakeTensor, StorageWeakRef, storage_key
 from lightning_effnn.formats import NumberFormat, format_of
-from lightning_effnn.hardware.tracing.axes import Axis
+from lightning_effnn.hardware.tracing.axes import Axis, Label
 
 SMALLEST_NORMAL = 2.0**-126
 """Magnitudes up to this count as zero: hardware flushes denormals, and so does the simulator of
@@ -64,7 +64,7 @@ class Record:
         computed: whether it is computed from it.
         axes: where the batch lies in it.
         copies: an axis along which an expanded tensor was written out: its rows are all the same.
-        active: whether it comes from a product along an axis that may be the batch: no constant any more.
+        active: axes along which products were done to make it: if one is the batch, it is no constant.
         module: name of the module call that last touched it.
         counts: non-zeros of the present values, by the part of the storage looked at.
     """
@@ -77,7 +77,7 @@ class Record:
     computed: bool = False
     axes: tuple[Axis, ...] = ()
     copies: Axis | None = None
-    active: bool = False
+    active: tuple[Label, ...] = ()
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
 
