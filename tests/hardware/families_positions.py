@@ -175,15 +175,21 @@ class Buckets(nn.Module):
 
 
 class Checked(nn.Module):
-    """A mask of integers is made one of booleans, and left out where nothing is masked."""
+    """A mask of integers is made one of booleans, left out where nothing is masked, and taken sample by sample."""
 
-    def __init__(self):
+    def __init__(self, indexed):
         super().__init__()
+        self.indexed = indexed
         self.words, self.qkv, self.out = nn.Embedding(20, D), nn.Linear(D, 3 * D), nn.Linear(D, D)
 
     def forward(self, ids, mask):
         allowed = mask.to(torch.bool)
-        allowed = None if allowed.all() else allowed[:, None, None, :].expand(-1, 1, T, -1)
+        if self.indexed:
+            places = torch.arange(T)
+            earlier = places[None, None, None] <= places[None, None, :, None]
+            allowed = earlier & allowed[torch.arange(len(ids))[:, None, None, None], places[None, None, None]]
+        else:
+            allowed = None if allowed.all() else allowed[:, None, None, :].expand(-1, 1, T, -1)
         q, k, v = self.qkv(self.words(ids)).unflatten(2, (3, H, D // H)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v, allowed).transpose(1, 2).flatten(2))
 
@@ -290,7 +296,8 @@ FAMILIES = [
     Family("features at special words", lambda n: Inserted(), with_special_words, 4 * D * 48 + 7 * D * D),
     Family("overlapping chunks", lambda n: Chunked(), copies(8, D), 8 * 3 * D * D + 2 * 3 * 4 * 4 * D),
     Family("scores by distance", lambda n: Buckets(), copies(T, D), T * D * 5 + T * D * D + T * T * D),
-    Family("padding mask that is looked at", lambda n: Checked(), padded, attention_macs(T, T, D)),
+    Family("padding mask that is looked at", lambda n: Checked(indexed=False), padded, attention_macs(T, T, D)),
+    Family("padding mask by index", lambda n: Checked(indexed=True), padded, attention_macs(T, T, D)),
     Family(
         "images and words, written over",
         lambda n: TwoInputs(),
