@@ -174,6 +174,45 @@ class Buckets(nn.Module):
         return weights @ self.values(x)
 
 
+class Checked(nn.Module):
+    """A mask of integers is made one of booleans, left out where nothing is masked, and taken sample by sample."""
+
+    def __init__(self, indexed):
+        super().__init__()
+        self.indexed = indexed
+        self.words, self.qkv, self.out = nn.Embedding(20, D), nn.Linear(D, 3 * D), nn.Linear(D, D)
+
+    def forward(self, ids, mask):
+        allowed = mask.to(torch.bool)
+        if self.indexed:
+            places = torch.arange(T)
+            earlier = places[None, None, None] <= places[None, None, :, None]
+            allowed = earlier & allowed[torch.arange(len(ids))[:, None, None, None], places[None, None, None]]
+        else:
+            allowed = None if allowed.all() else allowed[:, None, None, :].expand(-1, 1, T, -1)
+        q, k, v = self.qkv(self.words(ids)).unflatten(2, (3, H, D // H)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v, allowed).transpose(1, 2).flatten(2))
+
+
+def padded(n):
+    return words(n, T, 20), torch.tensor([1] * (T - 2) + [0] * 2).repeat(n, 1)
+
+
+class TwoInputs(nn.Module):
+    """Images first, then words, of which the first is written over; as many words as some batch is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.words, self.out = nn.Conv2d(3, D, 4, 4), nn.Embedding(20, D), nn.Linear(D, 20)
+        self.attend = nn.MultiheadAttention(D, H, batch_first=True)
+
+    def forward(self, images, ids):
+        features = self.patches(images).flatten(2).transpose(1, 2)
+        ids[:, 0] = 1
+        x = self.words(ids)
+        return self.out(x + self.attend(x, features, features, need_weights=False)[0])
+
+
 class Bordered(nn.Module):
     """A mask of all pairs of words but the first, made from the features' length and padded."""
 
@@ -257,6 +296,14 @@ FAMILIES = [
     Family("features at special words", lambda n: Inserted(), with_special_words, 4 * D * 48 + 7 * D * D),
     Family("overlapping chunks", lambda n: Chunked(), copies(8, D), 8 * 3 * D * D + 2 * 3 * 4 * 4 * D),
     Family("scores by distance", lambda n: Buckets(), copies(T, D), T * D * 5 + T * D * D + T * T * D),
+    Family("padding mask that is looked at", lambda n: Checked(indexed=False), padded, attention_macs(T, T, D)),
+    Family("padding mask by index", lambda n: Checked(indexed=True), padded, attention_macs(T, T, D)),
+    Family(
+        "images and words, written over",
+        lambda n: TwoInputs(),
+        lambda n: (repeated(n, 3, 8, 8), words(n, 8, 20)),
+        4 * D * 48 + attention_macs(8, 4, D) + 8 * D * 20,
+    ),
     Family("border of a mask from sizes", lambda n: Bordered(), copies(T, D), 3 * T * D * D + 2 * T * T * D),
     Family("boxes repeated", lambda n: Boxes(), copies(T, D), 5 * 8 * D + attention_macs(5, T, D) + 5 * D * 4),
     Family("points moved on a grid", lambda n: Deformable(), copies(3, 8, 12), 24 * (D * 12 + D * 2 + D * D)),

@@ -1,11 +1,13 @@
 """The benchmark that traces other people's networks: what its rows say, tried on networks that are made here."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_effnn import hardware
 from lightning_effnn.recipes.benchmarks import _trace_zoo_language as language
 from lightning_effnn.recipes.benchmarks import trace_zoo
 from lightning_effnn.recipes.benchmarks._trace_zoo import Entry, masked_ids, positional, words
@@ -113,3 +115,8 @@ def test_a_mixture_of_experts_costs_what_its_tokens_take_by_hand():
     dense, mixture = language.LLAMA, language.MIXTRAL
     router, expert = 2 * 12 * 32 * 4, 3 * 32 * 64
     assert mixture - dense == router + 2 * 12 * expert  # a second expert a token in each of two layers
+
+
+def test_the_card_names_the_number_of_networks():
+    card = Path(hardware.__file__).parent / "README.md"
+    assert f"traces {len(trace_zoo.zoo())} networks" in card.read_text()
