@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from lightning_effnn._files import write_figure, write_text
 
 
@@ -43,6 +45,12 @@ def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None
             logger.experiment.add_figure(key, figure, trainer.global_step, close=False)
     if folder is not None:
         write_figure(folder / f"{_file_name(key)}.png", figure)
+
+
+def say(trainer: Any, text: str) -> None:
+    """Print lines of text above a progress bar, or where there is none; rank zero only."""
+    if trainer.is_global_zero:
+        tqdm.write(text)  # to sys.stdout: tqdm's bars step aside, rich's catch what goes there
 
 
 def log_parameters(trainer: Any, callback: Any) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from rich.console import Console
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_effnn._tables import ReportTable
-from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder
-from lightning_effnn.hardware import Accelerator, CostReport, Tracer, estimate
+from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder, say
+from lightning_effnn.callbacks._traced_batch import TracedBatch, loader_of
+from lightning_effnn.hardware import Accelerator, CostReport
+from lightning_effnn.hardware.remarks import unknown_remark
 
 Stage = Literal["auto", "train", "validate"]
 _ENOUGH = 0.99
@@ -26,16 +27,27 @@ class HardwareEnergyMonitor(Callback):
     them: ``hw/energy_uJ``, ``hw/energy_dense_uJ`` (as if nothing were zero), ``hw/latency_us``, ``hw/macs``,
     ``hw/effectual_macs``, ``hw/dram_kB``, ``hw/weights_kB``, ``hw/act_density``, ``hw/coverage``.
 
+    ``trainer.validate`` and ``trainer.test`` trace their first batch too, log the same keys and end with the
+    table; ``trainer.predict`` prints and writes the table only, for Lightning logs nothing there. What the trace had
+    to assume about the batch, operations whose cost is not known (if they are more than 1 % of the work), and a
+    batch that can't be traced are warned of once a run. A batch that can't be traced never stops a run: the last
+    figures stay.
+
     Args:
         accelerator: preset name (``effnn hw`` lists them), path of a YAML file, or an ``Accelerator``.
-        stage: whose first batch is traced: ``"validate"``, ``"train"``, or ``"auto"`` for validation where there
+        stage: whose first batch a fit traces: ``"validate"``, ``"train"``, or ``"auto"`` for validation where there
             is one, else training.
         batch_size: inferences the figures are for.
+        batch_dim: axis of the batch in the tensors of a batch; found if ``None``.
+        inferences: how many inferences a full batch holds; found if ``None``. If the first batch of an epoch is
+            smaller than a full one, it holds as many fewer, which is warned of; if that is no whole number, the
+            batch can't be traced.
         table_every_n_epochs: how often the table and the figure of all layers are written (to W&B, TensorBoard or
             ``folder``); 0 for the end of the fit only, where they are written in any case.
         depth: parts of a module's name by which layers are grouped in the figure and the summary.
         folder: where tables and figures go as files; by default beside the metrics of a ``CSVLogger``.
         prefix: first part of the logged keys; two monitors in one Trainer need two prefixes.
+        verbose: whether to print a line an epoch, with the change against the first, and the tables at the end.
 
     Raises:
         ValueError: an argument out of range or an unknown accelerator, at construction.
@@ -54,31 +66,37 @@ class HardwareEnergyMonitor(Callback):
         *,
         stage: Stage = "auto",
         batch_size: int = 1,
+        batch_dim: int | None = None,
+        inferences: int | None = None,
         table_every_n_epochs: int = 10,
         depth: int = 2,
         folder: str | None = None,
         prefix: str = "hw",
+        verbose: bool = True,
     ) -> None:
         if stage not in ("auto", "train", "validate"):
             raise ValueError(f"stage={stage!r}: one of 'auto', 'train', 'validate' is needed")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("table_every_n_epochs", table_every_n_epochs, 0),
-            ("depth", depth, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value!r}: an integer of {least} or more is needed")
+        _check_integer("batch_size", batch_size, 1)
+        _check_integer("table_every_n_epochs", table_every_n_epochs, 0)
+        _check_integer("depth", depth, 1)
+        if inferences is not None:
+            _check_integer("inferences", inferences, 1)
+        if batch_dim is not None:
+            _check_integer("batch_dim", batch_dim, None)
         self.accelerator = Accelerator.load(accelerator)
         self.stage = stage
         self.batch_size = batch_size
+        self.batch_dim = batch_dim
+        self.inferences = inferences
         self.table_every_n_epochs = table_every_n_epochs
         self.depth = depth
         self.folder = folder
         self.prefix = prefix
+        self.verbose = verbose
         self.report: CostReport | None = None
         self.first: dict[str, float] = {}
-        self._tracer: Tracer | None = None
-        self._warned = False
+        self._traced = TracedBatch(type(self).__name__, self.accelerator, batch_size, batch_dim, inferences)
+        self._new = False  # whether the report is of this epoch
 
     @property
     def state_key(self) -> str:
@@ -86,12 +104,20 @@ class HardwareEnergyMonitor(Callback):
         return f"{type(self).__name__}[{self.prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """The first epoch's figures, for the summary of a resumed fit."""
-        return {"first": dict(self.first)}
+        """The first epoch's figures and what they are for, so that a resumed fit compares with them."""
+        return {"first": dict(self.first), "of": self._of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self.first = dict(state_dict["first"])
+        """Restore them, unless they are for another chip or another number of inferences."""
+        if state_dict.get("of", self._of) == self._of:
+            self.first = dict(state_dict["first"])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew: the figures of an earlier run are no part of this one."""
+        self._traced.begin()
+        self.report, self._new = None, False
+        if stage == "fit":
+            self.first = {}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Log the parameters."""
@@ -101,8 +127,7 @@ class HardwareEnergyMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Open the trace on the first batch of the epoch."""
-        if batch_idx == 0 and self._stage(trainer) == "train":
-            self._open(pl_module, batch)
+        self._open(trainer, pl_module, "train", batch, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Close it: what follows is no inference."""
@@ -111,15 +136,14 @@ class HardwareEnergyMonitor(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the figures; a step that never went backward is closed here."""
         self._close()
-        if batch_idx == 0 and self._stage(trainer) == "train":
-            self._log(trainer, pl_module)
+        if batch_idx == 0:
+            self._log(trainer, pl_module, "train")
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Open the trace on the first batch of the first loader."""
-        if batch_idx == dataloader_idx == 0 and self._validating(trainer):
-            self._open(pl_module, batch)
+        self._open(trainer, pl_module, "validate", batch, batch_idx + dataloader_idx)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -129,35 +153,68 @@ class HardwareEnergyMonitor(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures."""
-        if self._validating(trainer):
-            self._log(trainer, pl_module)
+        self._log(trainer, pl_module, "validate")
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Open the trace on the first batch of the first loader."""
+        self._open(trainer, pl_module, "test", batch, batch_idx + dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Close it."""
+        self._close()
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the figures."""
+        self._log(trainer, pl_module, "test")
+
+    def on_predict_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Open the trace on the first batch of the first loader."""
+        self._open(trainer, pl_module, "predict", batch, batch_idx + dataloader_idx)
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Close it; Lightning logs no figures here."""
+        self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no trace open behind an error; the error goes its way."""
-        if self._tracer is not None:
-            self._tracer.abandon()
-            self._tracer = None
+        self._traced.abandon()
 
-    # tables, figures, summary
+    # the console, tables, figures, summary
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write table and figure every ``table_every_n_epochs``."""
+        """Print the epoch's line; write table and figure every ``table_every_n_epochs``."""
+        self._traced.abandon()  # still open if the module's on_train_batch_start skipped the epoch
+        if self._new and self.verbose:
+            say(trainer, f"epoch {trainer.current_epoch}: {self._line()}")
+        self._new = False
         every = self.table_every_n_epochs
         if every and (trainer.current_epoch + 1) % every == 0:
             self._write(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write table and figure of the last epoch; print the first epoch against the last."""
-        if self.report is None:
-            return
-        self._write(trainer)
-        if trainer.is_global_zero:
-            console = Console(width=100)
-            console.print(self.report.table(self.depth))
-            console.print(self.summary())
-            folder = report_folder(trainer, self.folder)
-            if folder is not None:
-                print(f"table of all layers and figure: {folder}")
+        self._end(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write and print the table, unless it is a fit that validates."""
+        if trainer.state.fn == "validate":
+            self._end(trainer)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write and print the table."""
+        self._end(trainer)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write and print the table."""
+        self._end(trainer)
 
     def summary(self) -> ReportTable:
         """First against last epoch, as a rich table."""
@@ -167,44 +224,72 @@ class HardwareEnergyMonitor(Callback):
             table.add_column(heading, justify="left" if not heading else "right")
         for name, now in last.items():
             before = self.first.get(name, now)
-            change = f"{now / before - 1:+.1%}" if before else "-"
-            table.add_row(f"{self.prefix}/{name}", f"{before:,.3f}", f"{now:,.3f}", change)
+            table.add_row(f"{self.prefix}/{name}", f"{before:,.3f}", f"{now:,.3f}", _change(before, now) or "-")
         return table
 
-    def _stage(self, trainer: Any) -> str:
-        if self.stage != "auto":
-            return self.stage
-        return "validate" if trainer.enable_validation else "train"
+    @property
+    def _of(self) -> list[Any]:
+        return [self.accelerator.name, self.batch_size]
 
-    def _validating(self, trainer: Any) -> bool:
-        return not trainer.sanity_checking and trainer.state.fn == "fit" and self._stage(trainer) == "validate"
+    def _traces(self, trainer: Any, loop: str) -> bool:
+        """Whether the first batch of this loop is the traced one."""
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != "fit":
+            return bool(trainer.state.fn == loop)
+        if self.stage == "auto":
+            return loop == ("validate" if trainer.enable_validation else "train")
+        return loop == self.stage
 
-    def _open(self, pl_module: Any, batch: Any) -> None:
-        self._tracer = Tracer(pl_module, batch_size=self.batch_size, example=batch)
-        self._tracer.__enter__()
+    def _open(self, trainer: Any, pl_module: Any, loop: str, batch: Any, index: int) -> None:
+        if index == 0 and self._traces(trainer, loop):
+            self._traced.open(pl_module, batch, loader_of(trainer, loop))
 
     def _close(self) -> None:
-        if self._tracer is None:
+        report = self._traced.close()
+        if report is None:
             return
-        tracer, self._tracer = self._tracer, None
-        tracer.__exit__(None, None, None)
-        self.report = estimate(tracer.trace, self.accelerator)
-        if not self._warned and self.report.coverage < _ENOUGH:
-            self._warned = True
-            unknown = ", ".join(sorted(self.report.unknown))
-            rank_zero_warn(
-                f"{type(self).__name__}: {self.report.coverage:.1%} of the work is known; counted by elements moved"
-                f" only: {unknown}"
-            )
+        self.report, self._new = report, True
+        if report.notes:
+            self._traced.warn("notes", "; ".join(report.notes))
+        if report.coverage < _ENOUGH:
+            known = f"{report.coverage:.1%} of the work is known"
+            self._traced.warn("coverage", f"{known}; {unknown_remark(report.unknown)}" if report.unknown else known)
 
-    def _log(self, trainer: Any, pl_module: Any) -> None:
-        if self.report is None:
+    def _log(self, trainer: Any, pl_module: Any, loop: str) -> None:
+        if self.report is None or not self._traces(trainer, loop):
             return
         totals = self.report.totals()
-        if not self.first:
+        if not self.first and trainer.state.fn == "fit":
             self.first = totals
         for name, value in totals.items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _line(self) -> str:
+        """The epoch's energy and latency, and how they changed since the first."""
+        totals = self.report.totals() if self.report else {}
+        figures = []
+        for name, unit in (("energy_uJ", "uJ"), ("latency_us", "us")):
+            if name in totals:
+                change = _change(self.first.get(name, totals[name]), totals[name])
+                figures.append(f"{totals[name]:,.2f} {unit}" + (f" ({change})" if change else ""))
+        if totals["coverage"] < _ENOUGH:
+            figures.append(f"coverage {totals['coverage']:.1%}")
+        what = "an inference" if self.batch_size == 1 else f"{self.batch_size} inferences"
+        return f"{what} on {self.accelerator.name} ({self.prefix}): {', '.join(figures)}"
+
+    def _end(self, trainer: Any) -> None:
+        if self.report is None:
+            return
+        self._write(trainer)
+        if not self.verbose:
+            return
+        say(trainer, str(self.report.table(self.depth)))
+        if trainer.state.fn == "fit":
+            say(trainer, str(self.summary()))
+        folder = report_folder(trainer, self.folder)
+        if folder is not None:
+            say(trainer, f"table of all layers and figure: {folder}")
 
     def _write(self, trainer: Any) -> None:
         if self.report is None:
@@ -219,3 +304,15 @@ class HardwareEnergyMonitor(Callback):
             rank_zero_info(f"{type(self).__name__}: no figure: {error}")
             return
         log_figure(trainer, f"{self.prefix}/energy", figure, folder and Path(folder))
+
+
+def _check_integer(name: str, value: Any, least: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r}: an integer is needed")
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value!r}: an integer of {least} or more is needed")
+
+
+def _change(before: float, now: float) -> str:
+    """How a figure changed, or nothing where that has no meaning."""
+    return f"{now / before - 1:+.1%}" if before else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
+from torch._C import DispatchKey, _dispatch_has_kernel, _dispatch_has_kernel_for_dispatch_key
 from torch._C._autograd import _get_sequence_nr
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -51,7 +51,10 @@ def next_sequence_number() -> int:
 
 def is_composite(func: Any) -> bool:
     """Whether an operation is made of others whatever its device, so that looking at those is enough."""
-    return bool(_dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd))
+    name = func.name()
+    if not _dispatch_has_kernel(name):
+        return False  # a question about a tensor that torch answers itself, such as prim::device of a fake one
+    return bool(_dispatch_has_kernel_for_dispatch_key(name, DispatchKey.CompositeImplicitAutograd))
 
 
 def storage_key(tensor: Tensor) -> tuple[int, Any]:

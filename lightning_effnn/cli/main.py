@@ -118,7 +118,14 @@ def _add_hardware_commands(commands: _Commands[argparse.ArgumentParser]) -> None
     )
     profile.add_argument("--accelerator", default="eyeriss_like", help="a name from `effnn hw`, or a YAML file")
     profile.add_argument("--batch-size", type=int, default=1, help="inputs a deployed batch (default: 1)")
+    profile.add_argument(
+        "--batch-dim", type=int, metavar="AXIS", help="axis of the batch in the inputs (found if left)"
+    )
+    profile.add_argument("--inferences", type=int, metavar="N", help="how many the inputs hold (found if left)")
     profile.add_argument("--dtype", help="cast model and inputs to this type first, such as bfloat16")
+    profile.add_argument(
+        "--meta", action="store_true", help="shapes only, no values and no memory: everything counts as dense"
+    )
     profile.add_argument("--depth", type=int, default=2, help="levels of modules to show (default: 2)")
     profile.add_argument("--csv", metavar="FILE", help="write one row an operation")
     profile.add_argument("--plot", metavar="FILE", help="write the figure (.png, .svg or .pdf)")
@@ -221,7 +228,10 @@ def _profile(options: argparse.Namespace) -> None:
         accelerator=options.accelerator,
         console=_console(),
         batch_size=options.batch_size,
+        batch_dim=options.batch_dim,
+        inferences=options.inferences,
         dtype=options.dtype,
+        meta=options.meta,
         depth=options.depth,
         csv=options.csv,
         plot=options.plot,

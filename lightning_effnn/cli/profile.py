@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from lightning_effnn import hardware
 from lightning_effnn.cli._errors import UsageError
 from lightning_effnn.cli.hw import load_accelerator
+from lightning_effnn.hardware.remarks import unknown_remark
 
 
 @dataclass(frozen=True)
@@ -65,27 +67,44 @@ def profile(
     accelerator: str,
     console: Console,
     batch_size: int = 1,
+    batch_dim: int | None = None,
+    inferences: int | None = None,
     dtype: str | None = None,
+    meta: bool = False,
     depth: int = 2,
     csv: str | None = None,
     plot: str | None = None,
 ) -> None:
-    """Trace ``target`` on one batch and print what it costs, by module and in all."""
+    """Trace ``target`` on one batch and print what it costs, by module and in all.
+
+    With ``meta`` model and inputs have shapes and no values: a network of any size takes neither memory nor time,
+    and everything counts as dense.
+
+    Raises:
+        UsageError: names the option or the target, and what would be accepted.
+    """
     chip = load_accelerator(accelerator)
     specs = [InputSpec.parse(text) for text in inputs]
     floating = parse_dtype(dtype, "--dtype") if dtype else None
-    if batch_size < 1 or depth < 1:
-        raise UsageError(f"--batch-size {batch_size} --depth {depth}: use whole numbers of at least 1")
-    model = load_model(target).eval()
-    _refuse_lazy(model, target)
-    if floating is not None:
-        model.to(floating)
-    torch.manual_seed(0)
-    batch = make_batch(model, specs)
-    report = hardware.estimate(hardware.trace(model, *batch, batch_size=batch_size), chip)
+    if batch_size < 1 or depth < 1 or (inferences is not None and inferences < 1):
+        said = "" if inferences is None else f" --inferences {inferences}"
+        raise UsageError(f"--batch-size {batch_size} --depth {depth}{said}: use whole numbers of at least 1")
+    with _placed(meta, target):
+        model = load_model(target)
+        _refuse_lazy(model, target)
+        if meta:
+            move_to_meta(model)
+        if floating is not None:
+            model.to(floating)
+        torch.manual_seed(0)
+        batch = make_batch(model, specs)
+        if batch_dim is not None:
+            _refuse_axis(batch, batch_dim)
+        trace = hardware.trace(model, *batch, batch_size=batch_size, batch_dim=batch_dim, inferences=inferences)
+    report = hardware.estimate(trace, chip)
     console.print(report.table(depth))
-    if report.unknown:
-        console.print(f"counted by elements moved only: {', '.join(report.unknown)}")
+    for remark in _remarks(report):
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
     try:
         if csv:
             report.to_csv(csv)
@@ -127,6 +146,27 @@ def load_object(target: str, kind: type, wanted: str) -> Any:
     return found
 
 
+def move_to_meta(model: nn.Module) -> None:
+    """Leave a model the shapes of its tensors only; tensors that its modules share stay shared.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight = model[0].weight
+    >>> move_to_meta(model)
+    >>> model[1].weight is model[0].weight, model[0].bias.device.type
+    (True, 'meta')
+    """
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                if id(parameter) not in moved:
+                    moved[id(parameter)] = nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
+                module._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = moved.setdefault(id(buffer), buffer.to("meta"))
+
+
 def make_batch(model: nn.Module, specs: Sequence[InputSpec]) -> tuple[Any, ...]:
     """Return the inputs of one call: drawn by ``specs``, else the model's ``example_input_array``."""
     example = getattr(model, "example_input_array", None)
@@ -148,7 +188,8 @@ def make_batch(model: nn.Module, specs: Sequence[InputSpec]) -> tuple[Any, ...]:
         raise UsageError(f"empty batch: the inputs have shapes {shapes}; every size has to be at least 1")
     if specs:
         return batch
-    return tuple(x.to(floating) if isinstance(x, Tensor) and x.is_floating_point() else x for x in batch)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return tuple(_like(x, floating, device) if isinstance(x, Tensor) else x for x in batch)
 
 
 def parse_dtype(name: str, option: str) -> torch.dtype:
@@ -157,6 +198,42 @@ def parse_dtype(name: str, option: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"{option}: torch has no type {name!r}; use float32, bfloat16, int64, bool or another")
     return dtype
+
+
+@contextmanager
+def _placed(meta: bool, target: str) -> Iterator[None]:
+    """Make what is built and run here have no values, if asked for."""
+    if not meta:
+        yield
+        return
+    try:
+        with torch.device("meta"):
+            yield
+    except (RuntimeError, NotImplementedError) as error:  # what torch raises where a value is asked for
+        raise UsageError(
+            f"--meta: {target!r} can't be built and run on tensors without values: {error}; profile it without --meta"
+        ) from error
+
+
+def _remarks(report: hardware.CostReport) -> list[str]:
+    """What has to be known beside the figures."""
+    dense = (
+        [] if report.has_values else ["no values on the meta device: every weight and activation counts as non-zero"]
+    )
+    assumed = [f"assumed: {note}" for note in report.notes]
+    return dense + assumed + ([unknown_remark(report.unknown)] if report.unknown else [])
+
+
+def _refuse_axis(batch: Sequence[Any], batch_dim: int) -> None:
+    shapes = [tuple(x.shape) for x in batch if isinstance(x, Tensor)]
+    if shapes and not any(-len(shape) <= batch_dim < len(shape) for shape in shapes):
+        raise UsageError(f"--batch-dim {batch_dim}: no input has that axis (shapes: {', '.join(map(str, shapes))})")
+
+
+def _like(tensor: Tensor, floating: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "meta":
+        tensor = tensor.to(device)
+    return tensor.to(floating) if tensor.is_floating_point() else tensor
 
 
 def _import(name: str) -> Any:

@@ -185,3 +185,76 @@ def test_inputs_are_read_and_drawn(text, spec):
 def test_inputs_that_cannot_be_read_show_how(text):
     with pytest.raises(UsageError, match="--input"):
         InputSpec.parse(text)
+
+
+STEPS_FIRST = """
+import torch
+from torch import nn
+
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+    def forward(self, x):
+        return self.head(x)
+
+class Twisted(Rows):
+    def forward(self, x):
+        return super().forward(torch.ops.effnn_profile_test.twist(x))
+
+@torch.library.custom_op("effnn_profile_test::twist", mutates_args=())
+def twist(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+def recurrent():
+    return nn.LSTM(4, 4)
+
+def exported():
+    return torch.export.export(Rows(), (torch.rand(5, 3, 4),)).module()
+"""
+
+
+@pytest.fixture(scope="module")
+def steps_first(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "effnn_steps_first.py").write_text(STEPS_FIRST)
+    patch.syspath_prepend(str(folder))
+    yield
+    patch.undo()
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "macs"),
+    [
+        ("Rows", (), 3 * 8),
+        ("Rows", ("--batch-dim", "1"), 5 * 8),
+        ("Rows", ("--batch-dim", "-2"), 5 * 8),
+        ("Rows", ("--inferences", "15"), 8),
+        ("exported", (), 3 * 8),
+    ],
+    ids=str,
+)
+def test_the_axis_and_the_inferences_of_the_input_can_be_said(steps_first, tmp_path, target, options, macs):
+    rows = tmp_path / "rows.csv"
+    arguments = [f"effnn_steps_first:{target}", "--input", "5,3,4", "--csv", str(rows), *options]
+    assert main(["profile", *arguments]) == 0
+    with rows.open() as file:
+        assert sum(int(row["macs"]) for row in csv.DictReader(file)) == macs
+
+
+def test_it_says_what_was_assumed_and_what_is_not_known(steps_first, capsys):
+    assert main(["profile", "effnn_steps_first:recurrent", "--input", "5,3,4"]) == 0
+    assert "assumed: axis 1 of the input" in capsys.readouterr().out
+    assert main(["profile", "effnn_steps_first:Twisted", "--input", "5,3,4"]) == 0
+    shown = capsys.readouterr().out
+    assert "effnn_profile_test.twist.default in (root) (no rule" in shown
+    assert "hardware.register_cost('effnn_profile_test::twist', rule)" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(("--batch-dim", "3"), "--batch-dim 3"), (("--inferences", "0"), "--inferences 0")], ids=str
+)
+def test_a_wrong_axis_or_number_is_one_message(steps_first, capsys, options, said):
+    assert main(["profile", "effnn_steps_first:Rows", "--input", "5,3,4", *options]) == 2
+    assert said in capsys.readouterr().err
