@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_effnn._tables import ReportTable
 from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder, say
 from lightning_effnn.callbacks._traced_batch import TracedBatch, loader_of
-from lightning_effnn.hardware import Accelerator, CostReport
+from lightning_effnn.hardware import Accelerator, CostReport, Trace, estimate
 from lightning_effnn.hardware.remarks import unknown_remark
 
 Stage = Literal["auto", "train", "validate"]
@@ -31,7 +33,7 @@ class HardwareEnergyMonitor(Callback):
     table; ``trainer.predict`` prints and writes the table only, for Lightning logs nothing there. What the trace had
     to assume about the batch, operations whose cost is not known (if they are more than 1 % of the work), and a
     batch that can't be traced are warned of once a run. A batch that can't be traced never stops a run: the last
-    figures stay.
+    figures stay; if there are none yet, nothing is logged (in a fit of several processes: nan).
 
     Args:
         accelerator: preset name (``effnn hw`` lists them), path of a YAML file, or an ``Accelerator``.
@@ -257,13 +259,18 @@ class HardwareEnergyMonitor(Callback):
             self._traced.warn("coverage", f"{known}; {unknown_remark(report.unknown)}" if report.unknown else known)
 
     def _log(self, trainer: Any, pl_module: Any, loop: str) -> None:
-        if self.report is None or not self._traces(trainer, loop):
+        if not self._traces(trainer, loop) or (self.report is None and trainer.world_size == 1):
             return
-        totals = self.report.totals()
-        if not self.first and trainer.state.fn == "fit":
+        # Other processes may have a report, and wait for this one's figures.
+        totals = self.report.totals() if self.report else dict.fromkeys(self._names(), math.nan)
+        if self.report and not self.first and trainer.state.fn == "fit":
             self.first = totals
         for name, value in totals.items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _names(self) -> Iterable[str]:
+        """The keys that are logged on this chip."""
+        return estimate(Trace(operations=()), self.accelerator).totals()
 
     def _line(self) -> str:
         """The epoch's energy and latency, and how they changed since the first."""

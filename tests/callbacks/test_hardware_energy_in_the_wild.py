@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -211,6 +212,30 @@ def test_a_batch_that_cannot_be_traced_is_named_and_the_fit_goes_on():
     assert monitor.report is None
     (text,) = said
     assert "the example batch is empty" in text
+
+
+@pytest.mark.parametrize("chip", ["eyeriss_like", "shumailov2021"])
+def test_a_process_without_figures_logs_the_keys_that_others_wait_for(chip):
+    class Recorder:
+        def __init__(self):
+            self.logged = {}
+
+        def log(self, key, value, **how):
+            self.logged[key] = value
+
+    whole, without = HardwareEnergyMonitor(chip, verbose=False), HardwareEnergyMonitor(chip)
+    trainer = trainer_with(whole, max_epochs=1)
+    trainer.fit(Net(body()), loader())
+    alone = Recorder()
+    without._log(trainer, alone, "train")
+    assert alone.logged == {}
+    among, both = Recorder(), SimpleNamespace(
+        sanity_checking=False, enable_validation=False, world_size=2, state=trainer.state
+    )  # fmt: skip
+    without._log(both, among, "train")
+    assert set(among.logged) == {key for key in trainer.callback_metrics if key.startswith("hw/")}
+    assert all(value != value for value in among.logged.values())
+    assert without.first == {}
 
 
 class TestPrecision:
