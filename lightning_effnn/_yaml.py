@@ -41,7 +41,7 @@ def load_yaml(source: str | Path) -> Any:
     """
     text = read_yaml(source)
     try:
-        return yaml.load(text, Loader=_EachKeyOnce)
+        return _EachKeyOnce(text).get_single_data()
     except (yaml.YAMLError, TypeError, OverflowError, AttributeError, ValueError) as error:
         what = str(source) if isinstance(source, Path) else "this"
         raise ValueError(f"{what} is no YAML file: {error}") from None

@@ -243,6 +243,9 @@ def _macs(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], r
         return int(args[name in _SECOND].numel())
     if name == "_trilinear":  # Bilinear: the outer product of its inputs by the weight
         return int(result.numel() // result.shape[-1] * args[1].numel())
+    if name in ("_grouped_mm", "_scaled_grouped_mm"):  # rows sorted by group, each group with a factor of its own
+        groups = args[0].shape[0] if args[0].dim() == args[1].dim() == 3 else 1
+        return int(groups * args[0].shape[-2] * args[0].shape[-1] * args[1].shape[-1])
     formula = flop_registry.get(getattr(func, "_overloadpacket", None))
     if formula is None or any(factor.layout is not torch.strided for factor in _tensors(args)):
         return 0

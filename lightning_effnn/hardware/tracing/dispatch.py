@@ -106,7 +106,7 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(hasattr(t, "__tensor_flatten__") for t in types):
             return NotImplemented  # it unwraps itself, then we see what is inside
         kind = _KINDS.get(func) or _learn(func)
-        if kind.composite and not has_rule(kind.name):
+        if kind.composite and not has_rule(kind.name) and not any(isinstance(a, Tensor) and a.is_nested for a in args):
             with self:
                 return func.decompose(*args, **kwargs)
         branches = _BRANCHES.get(kind.name)

@@ -44,7 +44,7 @@ def gemm(
 
 
 @handles("mm", "_int_mm", "_scaled_mm", "_scaled_mm_v2", "_weight_int8pack_mm", "_sparse_mm", "_sparse_mm_reduce_impl")
-@handles("bmm", "mv", "dot", "vdot")
+@handles("bmm", "mv", "dot", "vdot", "matmul")
 def product(call: Call) -> list[Piece] | None:
     """``[M, C] @ [C, N]``, batched, by a vector, or with a sparse first factor."""
     return matrix_product(call, *call.inputs[:2])

@@ -95,7 +95,7 @@ def _computations(module: nn.Module, inputs: list[Tensor], outputs: list[Tensor]
         height, width = module.kernel_size
         return result.numel() * height * width * module.in_channels
     if isinstance(module, nn.Linear):
-        return module.weight.numel() * (source.numel() // max(1, source.shape[-1]))
+        return module.weight.numel() * (source.numel() // max(1, source.size(-1)))
     if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
         size = module.kernel_size
         return result.numel() * (size**2 if isinstance(size, int) else size[0] * size[1])

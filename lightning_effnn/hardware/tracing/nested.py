@@ -50,7 +50,10 @@ def _with(call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> Call:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """All rows of a nested tensor below each other, ``[rows, last]``."""
+    """All rows of a nested tensor below each other, ``[rows, last]``; its elements where rows differ in length."""
     if not tensor.is_nested:
         return tensor
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in tensor.detach().unbind()])
+    parts = tensor.detach().unbind()
+    if len({part.shape[-1] for part in parts}) > 1:
+        return torch.cat([part.reshape(-1) for part in parts])
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])

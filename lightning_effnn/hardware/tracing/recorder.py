@@ -139,14 +139,13 @@ class Recorder:
     def settle(self) -> tuple[Deployment, list[str]]:
         """Decide which axes are the batch; what they were decided to be, and what that assumes."""
         labels = [label for draft in self.drafts for axes in draft.held.values() for label, _, _, _ in axes]
-        multiplied = {label.root for label in labels}
         notes = evidence.settle(self.batch, self.time_major, labels)
         size = None if self.batch is None else self.batch.size
         graph = self.batch is not None and self.batch.graph
         for label in [label for draft in self.drafts for label in draft.every_label()]:
             if label.verdict is None:
                 # What never meets the batch is a constant, unless it is an axis of the example or drawn at random.
-                label.verdict = not graph and label.root.given and label.root in multiplied
+                label.verdict = not graph and label.root.given
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
