@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lightning_effnn.hardware.tracing import dispatch
+
 MOST_STEPS = 24
 """Steps of one optimiser after which a test is said to train; shorter fits are there for something else."""
 
@@ -17,6 +19,14 @@ if not os.environ.get("OMP_NUM_THREADS"):
     torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
 for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "wandb"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traces_are_strict():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(dispatch, "STRICT", True)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,9 +55,6 @@ from lightning_effnn.hardware.tracing.recorder import Recorder
 from lightning_effnn.hardware.tracing.run import check_initialised, named_arguments, run_once, show_all
 from lightning_effnn.hardware.tracing.seen import StoredWeight
 
-STRICT = False
-"""Whether every trace is strict; tests say so."""
-
 __all__ = ["LeafCall", "StoredWeight", "Trace", "Tracer", "trace"]
 
 
@@ -186,7 +183,7 @@ class Tracer:
         self.example = example
         self.batch_dim = batch_dim
         self.inferences = inferences
-        self.strict = strict or STRICT
+        self.strict = strict
         self._stack: ExitStack | None = None
         self._trace: Trace | None = None
 

@@ -432,7 +432,7 @@ class Recorder:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
                 if call.name == "repeat":
                     axes += made_from_sizes(call, tensor, self._sizes)
-                if lost:
+                if lost and not tensor.is_nested:
                     self.lost.add(call.name)
                 if call.name == "cat":
                     self._more_rows(call, tensor, axes)

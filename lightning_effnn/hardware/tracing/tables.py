@@ -53,7 +53,7 @@ SAME_VALUES = _names("abs hardtanh masked_fill maximum minimum neg relu threshol
 
 FREE = _names(
     """
-    alias _assert_async _assert_scalar _assert_tensor_metadata _coalesced _cudnn_init_dropout_state
+    alias _assert_async _linalg_check_errors _assert_scalar _assert_tensor_metadata _coalesced _cudnn_init_dropout_state
     dense_dim detach _dimI _dimV empty empty_like empty_permuted empty_strided _fused_sdp_choice
     _has_compatible_shallow_copy_type _has_same_storage_numel is_coalesced is_pinned is_same_size
     is_set_to item lift lift_fresh _local_scalar_dense new_empty new_empty_strided _nnz qscheme
