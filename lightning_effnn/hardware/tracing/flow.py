@@ -281,7 +281,7 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
     loose: list[Spot] = []
     rule = rule_of(call)
     plain = _is_plain(result)
-    if rule is into and found[0][2]:
+    if rule is into and any(spot.label.verdict for spot in found[0][2]):
         found = found[:1]  # what is written into has its own axes, whatever is sent there
     for number, (source, _, spots) in enumerate(found):
         for spot in spots:
