@@ -40,6 +40,11 @@ def aligned(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -
     return dim if dim >= 0 and result.shape[dim] == source.shape[dim - result.dim() + source.dim()] else None
 
 
+def repeated(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
+    """Dimensions line up from the right, each as often as is said."""
+    return dim + result.dim() - source.dim()
+
+
 def reduced(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
     """Dimensions that are summed over are gone, the others close up."""
     dims = call.get("dim")
@@ -236,7 +241,7 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("tril", "triu", "flip", "roll", "diag_embed"), same),
     **dict.fromkeys(("_pack_padded_sequence",), packed),
-    **dict.fromkeys(("repeat",), aligned),
+    **dict.fromkeys(("repeat",), repeated),
 }
 """By operation; those that torch tags as pointwise or as reductions are found by their handler."""
 
@@ -279,6 +284,7 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
     """
     axes: dict[int, Axis] = {}
     loose: list[Spot] = []
+    reached: dict[tuple[Label, int], int] = {}
     rule = rule_of(call)
     plain = _is_plain(result)
     if rule is into and any(spot.label.verdict for spot in found[0][2]):
@@ -292,6 +298,8 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
                 if dim is None:
                     loose.append(spot)
                     continue
+                if reached.setdefault((spot.label.root, dim), number) != number:
+                    continue  # the first tells where among that dimension's indices the rows are
                 axis = place(spot.label, result.shape, strides_of(result), dim, rows, spot.axis.whole, each)
                 if axis.stride in axes:  # one axis of the result: whatever it is, it is the same
                     axis.label.join(axes[axis.stride].label)
