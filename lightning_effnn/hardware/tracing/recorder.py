@@ -430,7 +430,7 @@ class Recorder:
             record.active = () if call.fills else _active(seen, multiplies)
             if (seen.tainted or held) and call.name not in tables.NEW:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
-                if call.name == "repeat":
+                if call.name == "repeat" and not any(s.label.verdict for _, _, spots in seen.looked for s in spots):
                     axes += made_from_sizes(call, tensor, self._sizes)
                 if lost and not tensor.is_nested:
                     self.lost.add(call.name)
