@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_effnn.hardware.tracing import dispatch
 
-MOST_STEPS = 24
+MOST_STEPS = 32
 """Steps of one optimiser after which a test is said to train; shorter fits are there for something else."""
 
 if not os.environ.get("OMP_NUM_THREADS"):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_effnn._torch import modes
@@ -40,6 +41,8 @@ def listeners() -> list[Listener]:
     >>> listeners()
     []
     """
+    if torch.compiler.is_compiling():
+        return []  # compiled code runs eagerly while a trace is open
     return [mode for mode in modes() if hasattr(mode, "simulated")]
 
 

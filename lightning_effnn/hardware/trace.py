@@ -265,7 +265,7 @@ class Tracer:
             if self._time_major and self.batch_dim is None and says_steps_first(module):
                 source = next((a for a in args if isinstance(a, Tensor)), None)
                 if source is not None:
-                    self._recorder.hear(module, self._mode.modules.frame.name, source)
+                    self._recorder.hear(self._mode.modules.frame.name, source)
 
     def _leave_module(self, frame: Frame, module: nn.Module, args: Any, result: Any) -> None:
         unseen = frame.loss or self._mode.simulated or self._mode.aside
@@ -311,8 +311,8 @@ def trace(
         >>> import torch
         >>> trace(nn.Conv2d(3, 8, 3), torch.zeros(16, 3, 10, 10)).macs  # 8 * 8 outputs, 8 channels, 27 inputs
         13824
-        >>> trace(nn.LSTM(16, 4), torch.zeros(50, 2, 16)).notes[0]
-        'axis 1 of the input, of extent 2, was taken for the batch, since the model has batch_first=False; ...'
+        >>> trace(nn.LSTM(16, 4), torch.zeros(50, 2, 16)).traced_batch_size  # it takes the batch second
+        2
     """
     example = named_arguments(model, inputs, kwargs)
     tracer = Tracer(model, batch_size, example, batch_dim=batch_dim, inferences=inferences, strict=strict)

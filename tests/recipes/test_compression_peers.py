@@ -76,7 +76,8 @@ def test_peers_keeps_rows_does_not_run_them_twice_and_prints_the_smallest_first(
     rows = {row["method"]: row for row in json.loads(out.read_text())}
     assert rows["FocusedCompression, fp16 biases"]["bytes"] < rows["FocusedCompression"]["bytes"]
     focused = [row["bytes"] for name, row in rows.items() if name.startswith("FocusedCompression")]
-    assert max(focused) < 1.5 * min(focused)  # rounded inputs add their scales, and train other weights
+    as_sparse = [row["bytes"] for name, row in rows.items() if name.startswith("Focused") and "zeros" not in name]
+    assert max(as_sparse) < 1.5 * min(as_sparse)  # rounded inputs add their scales, and train other weights
     assert 2 * max(focused) < rows["pruned fp32, zip"]["bytes"]
     assert rows["pruned fp32, zip"]["bytes"] < rows["dense fp32, zip"]["bytes"] < rows["dense fp32"]["bytes"]
     assert all(0.2 < row["accuracy"] <= 1 for row in rows.values())

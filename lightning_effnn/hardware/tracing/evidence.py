@@ -126,8 +126,8 @@ def settle(batch: Batch | None, time_major: tuple[str, int] | None, wanted: Sequ
     if time_major is not None:
         name, _ = time_major
         notes = [
-            f"axis 1 of the input, of extent {batch.size}, was taken for the batch, since {name or 'the model'} has"
-            " batch_first=False; batch_dim says it otherwise"
+            f"axis 0 of the input was taken for steps, since {name or 'the model'} has batch_first=False, and the input"
+            f" for {batch.size} inference{'s' if batch.size != 1 else ''}; batch_dim says it otherwise"
         ]
     elif batch.other is not None:
         batch.other.refute()

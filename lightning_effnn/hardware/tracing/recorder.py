@@ -25,6 +25,7 @@ from lightning_effnn.hardware.tracing.storage import (
     dtype_format,
     is_counted,
     stored_elements,
+    whole_elements,
 )
 
 _UNDECLARED_WRITES = ("running_mean", "running_var")  # batch normalisation does not say so in its schema
@@ -96,10 +97,15 @@ class Recorder:
             if record is not None:
                 record.axes = (Axis(label, ONE_ROW if label.size > 1 else NOWHERE, 1, label.size),)
 
-    def hear(self, module: nn.Module, name: str, tensor: Tensor) -> None:
-        """Learn from a module that takes the batch as its second axis which axis that is."""
+    def hear(self, name: str, tensor: Tensor) -> None:
+        """Learn from a module that takes the batch as its second axis which axis that is.
+
+        Args:
+            name: the module's.
+            tensor: its input; with two axes it is a single sequence.
+        """
         batch = self.batch
-        if self._settled or batch is None or batch.main is None or tensor.dim() != 3:
+        if self._settled or batch is None or batch.main is None or tensor.dim() not in (2, 3):
             return
         dims = {dim for spot in self.spots(tensor) if spot.label.verdict for dim, _, _ in spot.dims}
         if dims & {0, 1}:
@@ -107,13 +113,15 @@ class Recorder:
             if 1 in dims and batch.other is not None:
                 batch.other.refute()
             if 1 not in dims:
-                self._turn(batch, batch.main, name, tensor.shape[1])
+                self._turn(batch, batch.main, name, tensor.shape[1] if tensor.dim() == 3 else 1)
 
     def _turn(self, batch: Batch, steps: Label, name: str, size: int) -> None:
         """What was taken for the batch holds steps: axis 1 is the batch."""
         self.time_major, batch.size = (name, size), size
         steps.verdict = False
-        if batch.other is None:
+        if batch.other is None or batch.other.size != size:
+            if batch.other is not None:
+                batch.other.refute()
             batch.other = Label(size)
             for record in self.book:
                 if any(axis.label.root is steps.root for axis in record.axes):
@@ -146,12 +154,21 @@ class Recorder:
             if label.verdict is None:
                 # What never meets the batch is a constant, unless it is an axis of the example or drawn at random.
                 label.verdict = not graph and label.root.given
+        if not any(draft.extents and draft.charged() for draft in self.drafts):
+            notes += self._keep_constants()
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
                 " elements were scaled as a whole"
             )
         return Deployment(self._deployed, None if graph and size == 1 else size), notes
+
+    def _keep_constants(self) -> list[str]:
+        """What doesn't depend on the batch at all is no work on constants: the network is fed with something else."""
+        products = [draft for draft in self.drafts if draft.extents]
+        for draft in self.drafts if products else ():
+            draft.varies = True
+        return ["no product that ran depends on the batch: all of them were counted as they ran"] if products else []
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
         """Declare how ``tensor`` is stored; who computed it writes it so."""
@@ -391,7 +408,7 @@ class Recorder:
                 continue  # a state of zeros is no constant that is stored
             key: object = name
             if record.computed or not name:
-                key, elements = (id(record), tensor.storage_offset(), *tensor.shape), stored_elements(tensor)
+                key, elements = id(record), whole_elements(tensor)
             stored_in = seen.formats[id(tensor)]
             if factor and isinstance(piece, Product) and piece.w_format is not None and tensor is piece.weight:
                 stored_in, elements = piece.w_format, piece.extents["C"] * piece.extents["K"]

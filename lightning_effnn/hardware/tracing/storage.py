@@ -134,6 +134,14 @@ def stored_elements(tensor: Tensor) -> int:
     return number * (2 if tensor.is_complex() else 1)
 
 
+def whole_elements(tensor: Tensor) -> int:
+    """Elements of all the memory that a tensor is a view of."""
+    if tensor.layout is not torch.strided:
+        return stored_elements(tensor)
+    number = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return number * (2 if tensor.is_complex() else 1)
+
+
 def compact(tensor: Tensor) -> Tensor:
     """``tensor`` with each expanded axis taken once."""
     if 0 in tensor.stride():
