@@ -46,6 +46,7 @@ from lightning_effnn._tables import html_table
 from lightning_effnn.formats.declared import declared_parameters
 from lightning_effnn.hardware.operation import Operation, UnknownOperation
 from lightning_effnn.hardware.tracing.batch import Batch, inspect_batch
+from lightning_effnn.hardware.tracing.constants import stored
 from lightning_effnn.hardware.tracing.dispatch import TraceMode
 from lightning_effnn.hardware.tracing.drafts import finish
 from lightning_effnn.hardware.tracing.evidence import says_steps_first
@@ -250,7 +251,7 @@ class Tracer:
             batch_size=self.batch_size,
             traced_batch_size=None if recorder.batch is None else recorder.batch.size,
             unknown=self._mode.unknown,
-            parameters=recorder.weights(),
+            parameters=stored(recorder.drafts),
             notes=tuple(notes),
             has_values=not self._mode.without_values,
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +13,18 @@ from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.tracing import evidence, spread, tables
 from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, locate, strides_of
 from lightning_effnn.hardware.tracing.batch import Batch
-from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Read, Size
+from lightning_effnn.hardware.tracing.constants import reads
+from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size
 from lightning_effnn.hardware.tracing.flow import inherit_axes, made_from_sizes
 from lightning_effnn.hardware.tracing.modules import clean_name
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector
-from lightning_effnn.hardware.tracing.seen import Place, Seen, StoredWeight
+from lightning_effnn.hardware.tracing.seen import Place, Seen
 from lightning_effnn.hardware.tracing.storage import (
     Record,
     StorageBook,
     dtype_format,
     is_counted,
     stored_elements,
-    whole_elements,
 )
 
 _UNDECLARED_WRITES = ("running_mean", "running_var")  # batch normalisation does not say so in its schema
@@ -128,21 +127,6 @@ class Recorder:
                     record.axes += (Axis(batch.other, NOWHERE, size, size),)
         batch.other.verdict = True
         self._sizes = frozenset({size})
-
-    def weights(self) -> tuple[StoredWeight, ...]:
-        """Each constant that an inference reads once, as it was last read."""
-        found: dict[object, StoredWeight] = {}
-        for draft in self.drafts:
-            if not draft.charged():
-                continue
-            for read in draft.constants:
-                rows = [rows for label, _, rows in read.held if label.verdict]
-                if any(label.verdict for label in read.active):
-                    continue
-                elements = read.elements // math.prod(rows)
-                nonzero = elements if read.count is None else round(read.count.density() * elements)
-                found[read.key] = StoredWeight(read.name, elements, nonzero, read.format)
-        return tuple(found.values())
 
     def settle(self) -> tuple[Deployment, list[str]]:
         """Decide which axes are the batch; what they were decided to be, and what that assumes."""
@@ -335,7 +319,7 @@ class Recorder:
             self._multiply(draft, piece, seen, outputs)
         elif not self._move(draft, piece, call, seen, outputs, place):
             return None
-        draft.constants = list(self._reads(seen, piece, call.backward))
+        draft.constants = list(reads(seen, piece, call.backward, self._constants))
         return draft
 
     def _multiply(self, draft: Draft, piece: Product, seen: Seen, outputs: spread.Outputs) -> None:
@@ -395,25 +379,6 @@ class Recorder:
             self._mark_loss_input(main, place)
             draft.phase = "loss" if place.phase == "forward" else place.phase
         return True
-
-    def _reads(self, seen: Seen, piece: Piece, backward: bool) -> Iterable[Read]:
-        """The constants that a piece reads: what comes from a parameter, and whatever is a factor of a product."""
-        for tensor, record, spots in seen.looked:
-            if record is None or record.tainted or not tensor.dim() or (backward and record.computed):
-                continue
-            name = record.parameter or ""
-            factor = isinstance(piece, Product) and any(tensor is t for t in (piece.weight, piece.input))
-            elements, is_parameter = self._constants.get(name, (0, False))
-            if not (is_parameter or factor) or (not name and tensor is not piece.weight):  # type: ignore[union-attr]
-                continue  # a state of zeros is no constant that is stored
-            key: object = name
-            if record.computed or not name:
-                key, elements = id(record), whole_elements(tensor)
-            stored_in = seen.formats[id(tensor)]
-            if factor and isinstance(piece, Product) and piece.w_format is not None and tensor is piece.weight:
-                stored_in, elements = piece.w_format, piece.extents["C"] * piece.extents["K"]
-            held = tuple(spot.held for spot in spots) if record.computed else ()  # expanded, it is stored once
-            yield Read(key, name, elements, seen.counts[id(tensor)], stored_in, held, record.active)
 
     def _forget(self, call: Call) -> None:
         """What was known of values that are overwritten."""
