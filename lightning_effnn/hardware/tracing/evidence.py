@@ -104,12 +104,26 @@ def says_steps_first(module: nn.Module) -> bool:
     return vars(module).get("batch_first") is False
 
 
-def settle(batch: Batch | None, time_major: tuple[str, int] | None, wanted: Sequence[Label]) -> list[str]:
+def steps_first(name: str, size: int, single: bool) -> str:
+    """Say that axis 0 was taken for steps.
+
+    Args:
+        name: the module that says so.
+        size: extent of axis 1.
+        single: whether the input is one sequence, without a batch.
+    """
+    what = "the input was taken for a single sequence" if single else (
+        f"axis 1 of the input, of extent {size}, was taken for the batch"
+    )  # fmt: skip
+    return f"{what}, since {name or 'the model'} has batch_first=False; batch_dim says it otherwise"
+
+
+def settle(batch: Batch | None, reading: str, wanted: Sequence[Label]) -> list[str]:
     """Decide what is still open, and return what was assumed.
 
     Args:
         batch: the example batch.
-        time_major: the module that says that axis 1 is the batch, and its extent there.
+        reading: what a module said of the axes, as a note.
         wanted: labels of axes that multiply-accumulates run along.
     """
     if batch is None or batch.main is None:
@@ -123,12 +137,8 @@ def settle(batch: Batch | None, time_major: tuple[str, int] | None, wanted: Sequ
             f"a constant of {main.mixed or 'the model'} mixes the rows of the first input: they were taken for the"
             " nodes of one graph, and nothing was rescaled; batch_dim=0 says that they are a batch"
         ]
-    if time_major is not None:
-        name, _ = time_major
-        notes = [
-            f"axis 0 of the input was taken for steps, since {name or 'the model'} has batch_first=False, and the input"
-            f" for {batch.size} inference{'s' if batch.size != 1 else ''}; batch_dim says it otherwise"
-        ]
+    if reading:
+        notes = [reading]
     elif batch.other is not None:
         batch.other.refute()
     for size in sorted({label.size for label in wanted if label.verdict is None and label.root.given}):

@@ -45,7 +45,7 @@ class Recorder:
         self.drafts: list[Draft] = []
         self.batch: Batch | None = None
         self.lost: set[str] = set()
-        self.time_major: tuple[str, int] | None = None
+        self._reading = ""  # what a module said of the axes
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
         self._sizes: frozenset[int] = frozenset()
@@ -112,11 +112,13 @@ class Recorder:
             if 1 in dims and batch.other is not None:
                 batch.other.refute()
             if 1 not in dims:
-                self._turn(batch, batch.main, name, tensor.shape[1] if tensor.dim() == 3 else 1)
+                single = tensor.dim() == 2
+                self._reading = evidence.steps_first(name, tensor.shape[1], single)
+                self._turn(batch, batch.main, 1 if single else tensor.shape[1])
 
-    def _turn(self, batch: Batch, steps: Label, name: str, size: int) -> None:
+    def _turn(self, batch: Batch, steps: Label, size: int) -> None:
         """What was taken for the batch holds steps: axis 1 is the batch."""
-        self.time_major, batch.size = (name, size), size
+        batch.size = size
         steps.verdict = False
         if batch.other is None or batch.other.size != size:
             if batch.other is not None:
@@ -131,7 +133,7 @@ class Recorder:
     def settle(self) -> tuple[Deployment, list[str]]:
         """Decide which axes are the batch; what they were decided to be, and what that assumes."""
         labels = [label for draft in self.drafts for axes in draft.held.values() for label, _, _, _ in axes]
-        notes = evidence.settle(self.batch, self.time_major, labels)
+        notes = evidence.settle(self.batch, self._reading, labels)
         size = None if self.batch is None else self.batch.size
         graph = self.batch is not None and self.batch.graph
         for label in [label for draft in self.drafts for label in draft.every_label()]:
