@@ -31,7 +31,7 @@ class Entry:
     library: str
     build: Callable[[], nn.Module]
     batch: Callable[[int], Batch]
-    told: Callable[[int], dict[str, int]] = field(default=lambda n: {})
+    told: Callable[[int], dict[str, Any]] = field(default=lambda n: {})
     by_hand: int | None = None
 
 

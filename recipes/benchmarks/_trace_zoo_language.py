@@ -9,12 +9,14 @@ import torch
 from lightning_effnn.recipes.benchmarks._trace_zoo import Batch, Entry, configured, hf, ids, masked_ids, pairs, words
 
 WORDS, WIDTH, HIDDEN, LENGTH = 100, 32, 64, 12
-COMMON = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+COMMON: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
           "intermediate_size": HIDDEN, "max_position_embeddings": 64}  # fmt: skip
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GROUPED = COMMON | SPECIAL | {"num_key_value_heads": 2, "use_cache": False}
-HEAD = {"head_dim": 8}
-SHORT = {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64, "use_cache": False,
+HEAD: dict[str, Any] = {"head_dim": 8}
+SHORT: dict[str, Any] = {
+    "vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4,
+    "n_positions": 64, "use_cache": False,
          "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 SEQ2SEQ = {"vocab_size": WORDS, "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": HIDDEN,
            "decoder_ffn_dim": HIDDEN, "encoder_attention_heads": 4, "decoder_attention_heads": 4,

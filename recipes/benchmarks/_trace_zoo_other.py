@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from lightning_effnn.recipes.benchmarks._trace_zoo import Batch, Entry, hf, part, positional, repeated, words
 
 WIDTH, HIDDEN = 32, 64
-SPEECH = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": HIDDEN,
+SPEECH: dict[str, Any] = {
+    "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": HIDDEN,
           "conv_dim": [16, 16, 16], "conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "num_conv_pos_embeddings": 8,
           "num_conv_pos_embedding_groups": 4, "vocab_size": 30}  # fmt: skip
-SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 2, "d_model": 16,
+SERIES: dict[str, Any] = {
+    "prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2],
+    "num_time_features": 2, "d_model": 16,
           "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
           "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
 

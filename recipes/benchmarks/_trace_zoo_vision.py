@@ -20,13 +20,27 @@ from lightning_effnn.recipes.benchmarks._trace_zoo import (
 )
 
 WIDTH, HIDDEN = 32, 64
-COMMON = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": HIDDEN}
+COMMON: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": HIDDEN,
+}
 VIT = COMMON | {"image_size": 32, "patch_size": 8}
 TEXT = COMMON | {"vocab_size": 100, "max_position_embeddings": 32}
-STAGES = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32, "patch_size": 2}
-RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 32], "depths": [1, 1, 1, 1], "layer_type": "basic",
+STAGES: dict[str, Any] = {
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "image_size": 32,
+    "patch_size": 2,
+}
+RESNET: dict[str, Any] = {
+    "embedding_size": 8, "hidden_sizes": [8, 16, 32, 32], "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
           "out_features": ["stage2", "stage3", "stage4"]}  # fmt: skip
-DETECTOR = {"d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": HIDDEN,
+DETECTOR: dict[str, Any] = {"d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": HIDDEN,
             "decoder_ffn_dim": HIDDEN, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
             "num_queries": 5}  # fmt: skip
 LATENTS = 6
