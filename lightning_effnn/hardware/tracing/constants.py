@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
+from lightning_effnn.hardware.tracing import spread
 from lightning_effnn.hardware.tracing.drafts import Draft, Read
 from lightning_effnn.hardware.tracing.pieces import Piece, Product
 from lightning_effnn.hardware.tracing.seen import Seen, StoredWeight
@@ -34,7 +35,9 @@ def reads(seen: Seen, piece: Piece, backward: bool, constants: Mapping[str, tupl
         stored_in = seen.formats[id(tensor)]
         if factor and isinstance(piece, Product) and piece.w_format is not None and tensor is piece.weight:
             stored_in, elements = piece.w_format, piece.extents["C"] * piece.extents["K"]
-        held = tuple(spot.held for spot in spots) if record.computed else ()  # expanded, it is stored once
+        # Repeated for each sample it is stored once, as it is where it was only expanded.
+        repeated = [spot for spot in spots if not spread.is_expanded(tensor, spot)] if record.computed else []
+        held = tuple(spot.held for spot in repeated)
         yield Read(key, name, elements, seen.counts[id(tensor)], stored_in, held, record.active)
 
 

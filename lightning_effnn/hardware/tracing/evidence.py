@@ -30,18 +30,23 @@ def meet(call: Call, looked: Looked, where: str) -> None:
     key = _key(call)
     if key is None:
         return
-    groups: dict[Hashable, list[Label]] = {}
+    groups: dict[Hashable, dict[int, list[Label]]] = {}
+    opposed: dict[Hashable, list[Label]] = {}  # by the whole dimension, in which there may be more than the axis
     for number, (tensor, _, spots) in enumerate(looked):
         for spot in spots:
-            for dim, rows, _ in spot.dims:
+            for dim, rows, each in spot.dims:
                 at = key(number, tensor, dim)
                 if at is not None and rows == spot.axis.whole:
-                    groups.setdefault((at, rows), []).append(spot.label)
+                    groups.setdefault((at, rows), {}).setdefault(each, []).append(spot.label)
+                    opposed.setdefault((at, rows if at == "c" else tensor.shape[dim]), []).append(spot.label)
             if not spot.dims and spot.axis.whole == spot.axis.size == 1:  # in batches of one the place is unknown
-                groups.setdefault("one", []).append(spot.label)
-    for labels in groups.values():
-        for label in labels[1:]:
-            label.join(labels[0])
+                groups.setdefault("one", {}).setdefault(0, []).append(spot.label)
+    for by_each in groups.values():
+        # Of two axes in one dimension the inner one has fewer indices a row: those that agree in that are the same.
+        same = [labels for labels in by_each.values() if len(labels) > 1]
+        for labels in same or [[label for labels in by_each.values() for label in labels]]:
+            for label in labels[1:]:
+                label.join(labels[0])
     for number, (tensor, record, spots) in enumerate(looked):
         held = {dim for spot in spots for dim, _, _ in spot.dims}
         if record is None or any(not spot.dims for spot in spots):
@@ -50,7 +55,7 @@ def meet(call: Call, looked: Looked, where: str) -> None:
             if extent == 1 or dim in held or not tensor.stride(dim):
                 continue
             at = key(number, tensor, dim)
-            for label in groups.get((at, extent), ()):
+            for label in opposed.get((at, extent), ()):
                 if (
                     at == "c"
                     and not call.backward
@@ -179,9 +184,12 @@ def _key(call: Call) -> _Key | None:
             return "c" if last == ((number == 0) != (flipped and number == 1)) else None
 
         return of_product
-    if call.name in ("cat", "stack"):
+    if call.name in ("cat", "stack", "gather"):
         along = call.get("dim") or 0
         return lambda number, tensor, dim: None if dim == along % max(1, tensor.dim()) else dim
+    if call.name == "masked_scatter":  # what is sent is taken from its first dimension on
+        first = -call.inputs[0].dim()
+        return lambda number, tensor, dim: dim - tensor.dim() if number < 2 else first if dim == 0 else None
     if call.name in tables.ATTENTIONS:
         return _of_attention
     if call.name in tables.BATCH_NORMS:

@@ -157,6 +157,11 @@ def into(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> i
     return dim if dim < result.dim() else None
 
 
+def masked(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
+    """``masked_scatter``: what is sent fills the mask's places, whatever its own dimensions."""
+    return aligned(call, number, source, dim, result) if number < 2 else GONE
+
+
 def attended(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
     """Samples and heads stay; rows are those of the queries, columns those of the values."""
     if dim < source.dim() - 2:
@@ -226,6 +231,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("index", "_unsafe_index"), indexed),
     **dict.fromkeys(("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "_unique"), first),
     **dict.fromkeys(tables.SCATTERS, into),
+    **dict.fromkeys(("masked_scatter",), masked),
     **dict.fromkeys(("bincount", "histc"), gone),
     **dict.fromkeys(tables.ATTENTIONS, attended),
     **dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), recurrent),
@@ -342,21 +348,24 @@ def made_from_sizes(call: Call, result: Tensor, sizes: frozenset[int]) -> tuple[
 def _joined(call: Call, found: Found, result: Tensor, axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], bool]:
     """Concatenation and stacking: parts of the batch become more of it."""
     along = (call.get("dim") or 0) % max(1, result.dim())
-    ones = [spot for _, _, spots in found for spot in spots if not spot.dims and spot.axis.stride == ONE_ROW]
-    loose = [spot for _, _, spots in found for spot in spots if not spot.dims and spot.axis.stride == NOWHERE]
+    loose = [spot for _, _, spots in found for spot in spots if not spot.dims]
+    ones = [spot for spot in loose if spot.rows == 1 < spot.axis.whole]
     placed = [axis for axis in axes if axis.stride != ONE_ROW]
     size, stride = result.shape[along], strides_of(result)[along]
     if len(ones) == len(call.inputs) > 1 and (call.name == "stack" or along == 0):
-        whole = max(ones[0].axis.whole, size) if size >= ones[0].axis.whole else ones[0].axis.whole
-        return (Axis(ones[0].label, stride, size, whole),), False
+        whole = ones[0].axis.whole
+        if call.name == "cat" and len({t.shape[0] for t in call.inputs}) == 1:  # as many of each sample
+            each = call.inputs[0].shape[0]
+            return (Axis(ones[0].label, stride * each, len(ones), max(whole, len(ones))),), False
+        return (Axis(ones[0].label, stride, size, max(whole, size)),), False
     kept: dict[tuple[Label, int], Axis] = {}
     for axis in placed:
         if axis.stride == stride and call.name == "cat" and axis.size != size and axis.stride > 0:
             whole = size if axis.size == axis.whole else max(axis.whole, size)
             axis = Axis(axis.label, stride, size, whole)
         kept.setdefault((axis.label.root, axis.stride), axis)
-    for spot in (*loose, *ones):
-        if all(spot.label.root is not label for label, _ in kept):
+    for spot in loose:
+        if spot.axis.stride <= 0 and all(spot.label.root is not label for label, _ in kept):
             kept[spot.label.root, spot.axis.stride] = spot.axis
     return tuple(kept.values()), False
 

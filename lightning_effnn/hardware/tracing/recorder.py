@@ -187,9 +187,14 @@ class Recorder:
             shape, strides = tensor.shape, strides_of(tensor)
             found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
             # Single rows are taken of steps, experts and directions, not of what may be the batch.
-            return tuple(s for s in found if s.label.verdict or s.rows == s.axis.whole)
-        if not strided:
-            return ()
+            kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
+            if any(s.label.verdict for s in kept):
+                return kept
+            return (*kept, *self._expanded_spots(tensor))
+        return self._expanded_spots(tensor) if strided else ()
+
+    def _expanded_spots(self, tensor: Tensor) -> tuple[Spot, ...]:
+        """Dimensions along which one row was expanded to as many as the batch has."""
         backward = in_backward()
         if tensor in self._expanded:
             return (Spot(self._expanded[tensor], (), 1),)

@@ -31,10 +31,15 @@ def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False) -> Size:
     """
     axes: list[Held] = []
     for spot in spots:
-        if spot.dims and all(dim < tensor.dim() and tensor.stride(dim) == 0 for dim, _, _ in spot.dims):
-            continue  # an expanded axis is stored once
+        if is_expanded(tensor, spot):
+            continue  # stored once
         axes.append((spot.label, 1, 1) if parts else spot.held)
     return stored_elements(tensor), (tuple(axes),) if axes else ()
+
+
+def is_expanded(tensor: Tensor, spot: Spot) -> bool:
+    """Whether all rows of an axis are the same memory."""
+    return bool(spot.dims) and all(dim < tensor.dim() and tensor.stride(dim) == 0 for dim, _, _ in spot.dims)
 
 
 def held_by(call: Call, tensor: Tensor, own: tuple[Spot, ...], seen: Seen) -> tuple[Spot, ...]:
