@@ -59,6 +59,11 @@ class Batch:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def concatenated(self) -> bool:
+        """Whether its inferences are of different sizes, one behind the other, as graphs are."""
+        return any(label.size != self.size for _, _, label in self.axes)
+
+    @property
     def sizes(self) -> frozenset[int]:
         """Extents that an axis of the batch may have."""
         return frozenset(label.size for _, _, label in self.axes) | frozenset(label.size for _, label in self.samples)

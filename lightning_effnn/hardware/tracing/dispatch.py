@@ -53,6 +53,7 @@ class _Kind:
     handler: Handler | None
     arguments: tuple[tuple[str, Any], ...]  # names and defaults
     writes: tuple[str, ...]  # arguments changed in place
+    results: tuple[str, ...]  # those that are only written
     elementwise: bool
     reduces: bool
     random: bool
@@ -119,8 +120,9 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return branches(*args, **kwargs)
         inputs: list[Tensor] = []
         _collect(args, inputs)
-        if kwargs:
-            _collect(kwargs, inputs)
+        for name, value in kwargs.items():
+            if name not in kind.results:
+                _collect(value, inputs)
         self._meet_node()
         try:
             seen = self.recorder.look(inputs, count=not kind.free and not self.simulated)
@@ -256,7 +258,7 @@ def _learn(func: Any) -> _Kind:
     schema = getattr(func, "_schema", None)
     if schema is None:  # a higher-order operator
         name = str(getattr(func, "name", lambda: func)())
-        kind = _Kind(name, False, False, False, handler_of(func, name), (), (), False, False, False, False)
+        kind = _Kind(name, False, False, False, handler_of(func, name), (), (), (), False, False, False, False)
     else:
         namespace, _, name = schema.name.partition("::")
         name = name if name.startswith("__") else name.rstrip("_")
@@ -270,6 +272,7 @@ def _learn(func: Any) -> _Kind:
             handler=handler,
             arguments=tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments),
             writes=tuple(a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write),
+            results=tuple(a.name for a in schema.arguments if a.is_out),
             elementwise=handler in (elementwise, untagged),
             reduces=handler is reduction,
             random=known in tables.RANDOM,

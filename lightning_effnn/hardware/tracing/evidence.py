@@ -43,8 +43,8 @@ def meet(call: Call, looked: Looked, where: str) -> None:
                 groups.setdefault("one", {}).setdefault(0, []).append(spot.label)
     for by_each in groups.values():
         # Of two axes in one dimension the inner one has fewer indices a row: those that agree in that are the same.
-        same = [labels for labels in by_each.values() if len(labels) > 1]
-        for labels in same or [[label for labels in by_each.values() for label in labels]]:
+        same = [alike for alike in by_each.values() if len(alike) > 1]
+        for labels in same or [[label for alike in by_each.values() for label in alike]]:
             for label in labels[1:]:
                 label.join(labels[0])
     for number, (tensor, record, spots) in enumerate(looked):

@@ -312,6 +312,12 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
                 axes.setdefault(axis.stride, axis)
     if call.name in ("cat", "stack"):
         return _joined(call, found, result, tuple(axes.values()))
+    if rule is indexed and plain and not loose:
+        if not axes:
+            return _picked(found, result), False
+        if any(axis.label.verdict for axis in axes.values()):  # rows looked up in each sample are no samples
+            for axis in axes.values():
+                axis.label.refute()
     placed = {axis.label.root for axis in axes.values()}
     kept, lost = list(axes.values()), False
     for spot in loose:
@@ -329,20 +335,28 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
 
 def made_from_sizes(call: Call, result: Tensor, sizes: frozenset[int]) -> tuple[Axis, ...]:
     """Axes that a new tensor may have, made from sizes or constants alone."""
-    if not _is_plain(result) or (call.name not in tables.FACTORIES and call.name not in tables.NEW):
-        if call.name != "repeat":
-            return ()
-        repeats = call.get("repeats")
-        if 1 in sizes and any(times not in sizes for times in repeats):
-            return ()  # in a batch of one: what repeats something else isn't taken to repeat it for the batch
-        found = [(d, times) for d, times in enumerate(repeats) if times in sizes]
-    else:
-        found = [(d, size) for d, size in enumerate(result.shape) if size in sizes]
+    if not _is_plain(result):
+        return ()
     axes = []
-    for dim, size in found:
+    for dim, size in _repeated_to(call, result, sizes):
         stride = strides_of(result)[dim] * (result.shape[dim] // size)
         axes.append(Axis(Label(size, given=call.random), stride if size > 1 else NOWHERE, size, size))
     return tuple(axes[:1] if 1 in sizes else axes)
+
+
+def _repeated_to(call: Call, result: Tensor, sizes: frozenset[int]) -> list[tuple[int, int]]:
+    """Dimensions that hold as many of something as the batch has, and how many that is."""
+    if call.name in tables.FACTORIES or call.name in tables.NEW:
+        return [(d, size) for d, size in enumerate(result.shape) if size in sizes]
+    if call.name == "repeat":
+        repeats = call.get("repeats")
+        if 1 in sizes and any(times not in sizes for times in repeats):
+            return []  # in a batch of one: what repeats something else isn't taken to repeat it for the batch
+        return [(d, times) for d, times in enumerate(repeats) if times in sizes]
+    along = (call.get("dim") or 0) if call.name in ("cat", "stack") else None
+    if along == 0 and 1 < len(call.inputs) in sizes and len({t.shape for t in call.inputs}) == 1:
+        return [(0, len(call.inputs))]  # one for each sample
+    return []
 
 
 def _joined(call: Call, found: Found, result: Tensor, axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], bool]:
@@ -368,6 +382,21 @@ def _joined(call: Call, found: Found, result: Tensor, axes: tuple[Axis, ...]) ->
         if spot.axis.stride <= 0 and all(spot.label.root is not label for label, _ in kept):
             kept[spot.label.root, spot.axis.stride] = spot.axis
     return tuple(kept.values()), False
+
+
+def _picked(found: Found, result: Tensor) -> tuple[Axis, ...]:
+    """What was picked from among the batch's rows by indices of which nothing is known, drawn at random for instance.
+
+    Of as many rows as the batch has, or a multiple of them, each sample is taken to have its share.
+    """
+    if not result.dim() or not any(index.numel() > 1 for index, _, _ in found[1:]):
+        return ()
+    each, rest = divmod(result.shape[0], max((spot.rows for spot in found[0][2]), default=1))
+    return tuple(
+        place(spot.label, result.shape, strides_of(result), 0, spot.rows, spot.axis.whole, each)
+        for spot in found[0][2][:1]
+        if each and not rest and spot.rows == spot.axis.whole and spot.label.verdict is not False
+    )
 
 
 def _placed_by_size(spot: Spot, result: Tensor) -> tuple[Axis, bool]:

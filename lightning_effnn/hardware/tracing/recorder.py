@@ -45,6 +45,7 @@ class Recorder:
         self.drafts: list[Draft] = []
         self.batch: Batch | None = None
         self.lost: set[str] = set()
+        self._drawing: set[str] = set()  # modules that look up what random numbers say
         self._reading = ""  # what a module said of the axes
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
@@ -142,6 +143,11 @@ class Recorder:
                 label.verdict = not graph and label.root.given
         if not any(draft.extents and draft.charged() for draft in self.drafts):
             notes += self._keep_constants()
+        if self._drawing:
+            notes.append(
+                f"random numbers decide what {', '.join(sorted(self._drawing))} looks up: the figures are those of one"
+                " draw"
+            )
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
@@ -190,7 +196,8 @@ class Recorder:
             kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
             if any(s.label.verdict for s in kept):
                 return kept
-            return (*kept, *self._expanded_spots(tensor))
+            # The batch stands in front more often than not: other expanded dimensions are something else then.
+            return (*kept, *(s for s in self._expanded_spots(tensor) if not kept or any(d == 0 for d, _, _ in s.dims)))
         return self._expanded_spots(tensor) if strided else ()
 
     def _expanded_spots(self, tensor: Tensor) -> tuple[Spot, ...]:
@@ -269,6 +276,8 @@ class Recorder:
         evidence.meet(call, seen.looked, place.name)
         if not call.backward:
             evidence.look_up(call, seen.looked, place.name)
+            if call.name in tables.GATHERS and any(r is not None and r.drawn for _, r, _ in seen.looked[1:]):
+                self._drawing.add(place.name or "the model")
         multiplies = any(isinstance(piece, Product) for piece in pieces)
         records = self._inherit(call, seen, seen.format if call.keeps_format else None, multiplies)
         for _, record, _ in seen.looked:
@@ -357,7 +366,8 @@ class Recorder:
         known = {id(t): spots for t, _, spots in outputs}
         axes = tuple(tuple(s.held for s in spots) for _, _, spots in (*seen.looked, *outputs) if spots)
         if piece.elements_in is not None:
-            draft.reads = [(piece.elements_in, axes), *(spread.size(t, seen.spots_of(t)) for t in piece.also)]
+            also = ((t, spread.held_by(call, t, seen.spots_of(t), seen)) for t in piece.also)
+            draft.reads = [(piece.elements_in, axes), *(spread.size(t, spots) for t, spots in also)]
         else:
             parts = call.name in spread.JOINING
             read = {
@@ -423,7 +433,7 @@ class Recorder:
                     axes += made_from_sizes(call, tensor, self._sizes)
                 if lost and not tensor.is_nested:
                     self.lost.add(call.name)
-                if call.name == "cat":
+                if call.name == "cat" or (self.batch is not None and self.batch.concatenated):
                     self._more_rows(call, tensor, axes)
                 record.axes = axes or (record.axes if id(record) in known else ())
             elif self._sizes:
@@ -435,6 +445,7 @@ class Recorder:
     def _born(self, record: Record, call: Call, seen: Seen) -> None:
         """A new storage is what it was computed from."""
         record.tainted = (seen.tainted and not call.fills) or call.random
+        record.drawn = call.random
         record.computed = call.name not in tables.COPIES
         for _, source, _ in seen.looked:
             if source is None:
@@ -446,9 +457,9 @@ class Recorder:
             record.computed = record.computed or source.computed
 
     def _more_rows(self, call: Call, result: Tensor, axes: Sequence[Axis]) -> None:
-        """Twice the batch, or more of it, is another extent to look for."""
+        """Twice the batch, or more of it, is another extent to look for; so are the nodes that are left of graphs."""
         self._sizes |= {axis.whole for axis in axes if axis.label.verdict and axis.stride > 0}
-        if any(axis.label.verdict and axis.stride == NOWHERE == axis.size - 1 for axis in axes):
+        if call.name == "cat" and any(a.label.verdict and a.stride == NOWHERE == a.size - 1 for a in axes):
             along = (call.get("dim") or 0) % result.dim()
             if all(t.dim() == result.dim() and t.shape[along] == 1 for t in call.inputs):
                 self._sizes |= {result.shape[along]}

@@ -48,14 +48,21 @@ def held_by(call: Call, tensor: Tensor, own: tuple[Spot, ...], seen: Seen) -> tu
     A constant with as many rows as the batch, where it meets the batch, was made for it.
 
     Args:
-        call: the operation, whose inputs line up from the right if it is elementwise.
+        call: the operation, whose inputs line up from the right if it is elementwise, or which looks up a row of the
+            first for each of an index.
         tensor: one of its inputs.
         own: what is known of it.
         seen: all inputs.
     """
     if any(spot.label.verdict is not False for spot in own):
         return own
-    if not call.elementwise or tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided:
+        return ()
+    if call.name in ("index", "index_put"):
+        origin, _, spots = seen.looked[0]
+        first = call.get("indices")[0] is tensor and tensor.dim() and tensor.shape[0] == origin.shape[0] > 1
+        return tuple(spot for spot in spots if first and spot.label.verdict and spot.dims[:1] and spot.dims[0][0] == 0)
+    if not call.elementwise:
         return ()
     for other, _, spots in seen.looked:
         for spot in spots:
@@ -99,18 +106,20 @@ def held(piece: Product, seen: Seen, outputs: Outputs) -> Extents:
     if not spots_of:
         return held
     for extent, dims in piece.axes.items():
+        steps: dict[Label, int] = {}  # indices a row: of two axes in one loop the inner one has fewer
         for tensor, at in dims:
             for spot in spots_of.get(id(tensor), ()):
-                found = [(d, rows) for d, rows, _ in spot.dims if d == at % max(1, tensor.dim())]
+                found = [entry for entry in spot.dims if entry[0] == at % max(1, tensor.dim())]
                 if not found:
                     continue
-                label, (dim, rows) = spot.label, found[0]
+                label, (dim, rows, each) = spot.label, found[0]
                 first = dim == spot.dims[0][0]
                 whole = spot.axis.whole if first else 1
                 there = held.setdefault(extent, [])
                 for other, factor, divisor, _ in there:  # one loop runs along both: they are one axis
-                    if (factor, divisor) == (whole, rows) and label.size == other.size:
+                    if (factor, divisor, steps[other]) == (whole, rows, each) and label.size == other.size:
                         label.join(other)
+                steps.setdefault(label, each)
                 if all(label.root is not other.root for other, _, _, _ in there):
                     there.append((label, whole, rows, first))
     loose = [spot for spots in spots_of.values() for spot in spots if not spot.dims and spot.axis.stride == NOWHERE]

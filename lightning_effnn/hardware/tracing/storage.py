@@ -59,6 +59,7 @@ class Record:
         weak: keeps the address taken, not the data.
         format: how its values are stored, where a quantiser has said so.
         tainted: whether the values depend on the example batch.
+        drawn: whether they are random numbers.
         producer: index of the recorded operation that wrote the present values.
         parameter: name of the parameter or buffer it is, or is computed from alone.
         computed: whether it is computed from it.
@@ -72,6 +73,7 @@ class Record:
     weak: StorageWeakRef
     format: NumberFormat | None = None
     tainted: bool = False
+    drawn: bool = False
     producer: int | None = None
     parameter: str | None = None
     computed: bool = False
