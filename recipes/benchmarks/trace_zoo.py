@@ -101,6 +101,7 @@ def measured(entry: Entry) -> Row:
     if 1 not in found:
         return row
     row |= found[1]
+    row["notes"] = sorted({note for n in found for note in found[n]["notes"]})
     row["deviation"] = {name: _deviation([found[n][name] for n in found]) for name in FIGURES}
     if entry.by_hand:
         row["to hand"] = found[1]["macs"] / entry.by_hand
@@ -115,7 +116,7 @@ def figures(entry: Entry, n: int) -> Row:
     trace = hardware.trace(model, *batch.get("", ()), **named, **entry.told(n))
     tpu, eyeriss = hardware.estimate(trace, "tpu_like"), hardware.estimate(trace, "eyeriss_like")
     values = (trace.macs, tpu.energy_uJ, eyeriss.energy_uJ, tpu.dram_kB, tpu.weights_kB, trace.coverage)
-    return dict(zip(FIGURES, values, strict=True)) | {"unknown": sorted(trace.unknown)}
+    return dict(zip(FIGURES, values, strict=True)) | {"unknown": sorted(trace.unknown), "notes": trace.notes}
 
 
 def agrees(row: Row) -> bool:
@@ -197,7 +198,11 @@ def show(rows: Sequence[Row]) -> None:
     Console(width=200).print(table)
     refused = sum("refused" in row for row in rows)
     broken = sum("error" in row for row in rows)
-    print(f"{sum(map(agrees, rows))} of {len(rows)} equal to {EQUAL:.1%}; {refused} refused, {broken} failed")
+    said = sum(not agrees(row) and bool(row.get("notes")) for row in rows)
+    print(
+        f"{sum(map(agrees, rows))} of {len(rows)} equal to {EQUAL:.1%}; {said} others with a note of the trace;"
+        f" {refused} refused, {broken} failed"
+    )
 
 
 if __name__ == "__main__":

@@ -155,3 +155,24 @@ def test_what_was_assumed_of_another_input_is_said():
     result = trace(Towers(), torch.randn(6, 4), torch.randn(6, 5))
     assert result.macs == 12 + 15 + 3
     assert "of another input" in result.notes[0]
+
+
+class Sampled(nn.Module):
+    """Three steps of each sample, drawn at random."""
+
+    def forward(self, x):
+        return x[:, torch.multinomial(torch.ones(x.shape[1]), 3)]
+
+
+def test_that_random_numbers_decide_what_is_looked_up_is_said():
+    notes = trace(Sampled(), torch.rand(2, 8, 4)).notes
+    assert [note for note in notes if "one draw" in note and "random" in note]
+
+
+def test_a_result_that_is_handed_in_is_not_read():
+    class Into(nn.Module):
+        def forward(self, x):
+            return torch.cumsum(x, 1, out=torch.empty_like(x))
+
+    (operation,) = [o for o in trace(Into(), torch.rand(2, 8)).operations if o.op == "cumsum"]
+    assert (operation.elements_in, operation.elements_out) == (8, 8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from families_attention import FAMILIES as ATTENTION
 from families_convolution import FAMILIES as CONVOLUTION
+from families_lookups import FAMILIES as LOOKUPS
 from families_other import FAMILIES as OTHER
 from families_positions import FAMILIES as POSITIONS
 from family import BATCHES
@@ -13,7 +14,7 @@ from family import BATCHES
 from lightning_effnn import hardware
 from lightning_effnn.hardware.trace import Trace
 
-FAMILIES = [*ATTENTION, *CONVOLUTION, *OTHER, *POSITIONS]
+FAMILIES = [*ATTENTION, *CONVOLUTION, *LOOKUPS, *OTHER, *POSITIONS]
 
 
 def each(families):
