@@ -87,6 +87,19 @@ class QueriesOfPlaces(nn.Module):
         return self.attend(queries, x, x)[0]
 
 
+class NormedQueries(nn.Module):
+    """Queries repeated behind their own axis, normed, and used both as they are and with the batch in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.norm = nn.Parameter(torch.rand(5, D)), nn.LayerNorm(D)
+        self.one, self.two = nn.Linear(D, 4), nn.Linear(D, D)
+
+    def forward(self, x):
+        queries = self.norm(self.queries[:, None].repeat(1, len(x), 1))
+        return self.one(queries).transpose(0, 1).sum(1) + (self.two(queries.transpose(0, 1)) @ x.transpose(1, 2)).sum()
+
+
 class Frequencies(nn.Module):
     """A time that all samples share, as waves of fixed frequencies, repeated to length and batch."""
 
@@ -152,6 +165,7 @@ FAMILIES = [
     Family("distances picked by a repeated table", lambda n: Buckets(), copies(T, D), T * D * H * 8 + T * T * D),
     Family("images put into text", lambda n: ImagesInText(), text_with_images, 4 * D * 48 + T * D * D),
     Family("queries by their places", lambda n: QueriesOfPlaces(), copies(T, D), PLACED),
+    Family("normed queries", lambda n: NormedQueries(), copies(T, D), 5 * D * 4 + 5 * D * D + 5 * T * D),
     Family("one time for all samples", lambda n: Frequencies(), copies(3, 7), 7 * 11 * D),
     Family("keys drawn at random", lambda n: SampledKeys(), copies(8, D), SAMPLED),
     Family("attention to neighbours", lambda n: Windows(), copies(T, D), 3 * T * D * D),

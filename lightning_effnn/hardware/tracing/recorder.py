@@ -450,6 +450,8 @@ class Recorder:
         for _, source, _ in seen.looked:
             if source is None:
                 continue
+            if call.name in tables.COPIES:
+                record.values = source.values or id(source)
             if record.producer is None:
                 record.producer = source.producer
             if record.parameter is None and not seen.tainted:

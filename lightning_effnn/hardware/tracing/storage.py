@@ -63,6 +63,7 @@ class Record:
         producer: index of the recorded operation that wrote the present values.
         parameter: name of the parameter or buffer it is, or is computed from alone.
         computed: whether it is computed from it.
+        values: identity of the record whose values these are too, in another order of memory; 0 for its own.
         axes: where the batch lies in it.
         copies: an axis along which an expanded tensor was written out: its rows are all the same.
         active: axes along which products were done to make it: if one is the batch, it is no constant.
@@ -77,6 +78,7 @@ class Record:
     producer: int | None = None
     parameter: str | None = None
     computed: bool = False
+    values: int = 0
     axes: tuple[Axis, ...] = ()
     copies: Axis | None = None
     active: tuple[Label, ...] = ()
