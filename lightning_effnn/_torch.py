@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 __all__ = [
+    "DispatchMode",
     "FakeTensor",
     "StorageWeakRef",
     "TorchDispatchMode",
@@ -26,6 +27,18 @@ __all__ = [
     "node_of_backward",
     "storage_key",
 ]
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that torch does not wrap for its compiler.
+
+    The wrapper costs as much as an operation on a small tensor, and the first time it imports the compiler, which
+    takes a second. A model that is compiled runs eagerly while a mode is open, so there is nothing to keep out.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def modes() -> list[Any]:

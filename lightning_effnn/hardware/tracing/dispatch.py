@@ -7,8 +7,7 @@ works on the handlers traces strictly: then the exception comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_effnn._torch import (
-    TorchDispatchMode,
+    DispatchMode,
     in_backward,
     is_composite,
     next_sequence_number,
@@ -34,6 +33,7 @@ from lightning_effnn.hardware.tracing import (  # noqa: F401 (they register thei
     tables,
 )
 from lightning_effnn.hardware.tracing.handlers_vector import elements, elementwise, handler_of, reduction, untagged
+from lightning_effnn.hardware.tracing.memo import Met, signature
 from lightning_effnn.hardware.tracing.modules import ModuleStack
 from lightning_effnn.hardware.tracing.nested import has_nested, unnested
 from lightning_effnn.hardware.tracing.pieces import Call, Handler, Piece, Product, Vector
@@ -58,13 +58,14 @@ class _Kind:
     reduces: bool
     random: bool
     fills: bool
+    recurs: bool  # whether what it leads to follows from its arguments, its inputs' layouts and what is known of them
 
 
 STRICT = False
 """Whether every trace is strict; the tests of this package say so."""
 
 
-class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class TraceMode(DispatchMode):
     """Records what runs while it is entered.
 
     Args:
@@ -83,7 +84,8 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.simulated = self.aside = 0
         self.unknown: dict[str, UnknownOperation] = {}
         self.without_values = False
-        self._paused = False
+        self.unseen = 0
+        self._here = Place("", 0, "forward")  # where the last operation ran that was not of a backward pass
         self._origins: dict[int, str] = {}  # module of each autograd node, by its sequence number
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
@@ -91,24 +93,18 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self.aside:
             self.recorder.tag(tensor, number_format)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> _Paused:
         """Let operations of our own pass unseen."""
-        before, self._paused = self._paused, True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._paused = before
+        return _Paused(self)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run ``func`` unchanged and record it."""
         kwargs = kwargs or {}
-        if self._paused or self.aside:
+        if self.unseen or self.aside:
             return func(*args, **kwargs)
-        if any(hasattr(t, "__tensor_flatten__") for t in types):
+        if types and any(hasattr(t, "__tensor_flatten__") for t in types):
             return NotImplemented  # it unwraps itself, then we see what is inside
         kind = _KINDS.get(func) or _learn(func)
         if kind.composite and not has_rule(kind.name) and not any(isinstance(a, Tensor) and a.is_nested for a in args):
@@ -119,23 +115,40 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return branches(*args, **kwargs)
         inputs: list[Tensor] = []
-        _collect(args, inputs)
-        for name, value in kwargs.items():
-            if name not in kind.results:
-                _collect(value, inputs)
+        read = {name: value for name, value in kwargs.items() if name not in kind.results} if kwargs else kwargs
+        arguments = signature(args, read, inputs)
         self._meet_node()
+        if kind.view and not self.simulated:
+            result = func(*args, **kwargs)
+            if inputs and self.recorder.follows(kind.name):
+                call = self._call(kind, args, kwargs, inputs, result)
+                self.recorder.view(kind.name, call.arguments, inputs[0], call.outputs)
+            return result
+        seen: Seen | None = None
+        met: Met | None = None
+        reason: Exception | None = None
         try:
-            seen = self.recorder.look(inputs, count=not kind.free and not self.simulated)
-            reason = None
+            place = self._place(inputs)
+            if kind.recurs and not self.simulated:
+                met = self.recorder.meet_again(func, arguments, inputs, place)
+            if met is None or met.step is None:
+                seen = self.recorder.look(inputs, count=not kind.free and not self.simulated)
         except Exception as error:
             if self.strict:
                 raise
-            seen, reason = None, error
+            reason = error
         result = func(*args, **kwargs)
         try:
-            if seen is None:
+            if reason is not None:
                 raise TypeError(f"its inputs could not be looked at ({reason})")
-            self._note(func, kind, args, kwargs, inputs, seen, result)
+            if met is not None and met.step is not None:
+                outputs: list[Tensor] = []
+                _collect(result, outputs)
+                if self.recorder.repeat(met, met.step, outputs, place):
+                    return result
+            if seen is None:
+                seen = self.recorder.look(inputs, count=not kind.free)
+            self._note(func, kind, args, kwargs, inputs, met, seen, place, result)
         except Exception as error:
             if self.strict:
                 raise
@@ -145,22 +158,26 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(
-        self, func: Any, kind: _Kind, args: Any, kwargs: Any, inputs: list[Tensor], seen: Seen, result: Any
+        self,
+        func: Any,
+        kind: _Kind,
+        args: Any,
+        kwargs: Any,
+        inputs: list[Tensor],
+        met: Met | None,
+        seen: Seen,
+        place: Place,
+        result: Any,
     ) -> None:
         call = self._call(kind, args, kwargs, inputs, result)
         if self.simulated:
             self.recorder.pass_on(call, seen)
             return
-        if kind.view:
-            if inputs:
-                self.recorder.view(kind.name, call.arguments, inputs[0], call.outputs)
-            return
         touched = call.inputs or call.outputs  # a profiler's mark has no tensors
         if touched and not self.without_values:
             self.without_values = any(t.is_meta or hasattr(t, "fake_mode") for t in touched)
-        place = self._place(inputs)
         pieces = self._pieces(func, kind, call, args, kwargs, result) if touched and not kind.free else []
-        self.recorder.record(call, seen, pieces, place)
+        self.recorder.record(call, seen, pieces, place, met)
 
     def _pieces(self, func: Any, kind: _Kind, call: Call, args: Any, kwargs: Any, result: Any) -> list[Piece]:
         pieces, reason = None, None
@@ -222,8 +239,10 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if in_backward():
             return Place(self._origin(inputs), -1, "backward")
         frame = self.modules.frame
-        phase: Phase = "loss" if frame.loss else "forward"
-        return Place(frame.name, frame.number, phase)
+        if self._here.frame != frame.number:
+            phase: Phase = "loss" if frame.loss else "forward"
+            self._here = Place(frame.name, frame.number, phase)
+        return self._here
 
     def _origin(self, inputs: list[Tensor]) -> str:
         node = node_of_backward()
@@ -235,6 +254,24 @@ class TraceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if owner is not None:
             return owner.rpartition(".")[0]
         return next((r.module for r in records if r.module), "")
+
+
+class _Paused:
+    """Operations of our own pass a mode unseen, and make no gradients, while this is entered."""
+
+    def __init__(self, mode: TraceMode) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        self._mode.unseen += 1
+        self._grad = torch.is_grad_enabled()
+        if self._grad:
+            torch.set_grad_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        self._mode.unseen -= 1
+        if self._grad:
+            torch.set_grad_enabled(True)
 
 
 def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
@@ -258,25 +295,29 @@ def _learn(func: Any) -> _Kind:
     schema = getattr(func, "_schema", None)
     if schema is None:  # a higher-order operator
         name = str(getattr(func, "name", lambda: func)())
-        kind = _Kind(name, False, False, False, handler_of(func, name), (), (), (), False, False, False, False)
+        kind = _Kind(name, False, False, False, handler_of(func, name), (), (), (), *[False] * 5)
     else:
         namespace, _, name = schema.name.partition("::")
         name = name if name.startswith("__") else name.rstrip("_")
         known = name if namespace == "aten" else f"{namespace}::{name}"
         handler = handler_of(func, known)
+        free = func.is_view or name in tables.FREE or torch.Tag.inplace_view in func.tags or namespace in _NO_WORK
+        results = tuple(a.name for a in schema.arguments if a.is_out)
+        plain = namespace == "aten" and not results and handler is not handlers_mac.grouped  # it reads how many rows
         kind = _Kind(
             name=known,
             composite=is_composite(func),
-            free=func.is_view or name in tables.FREE or torch.Tag.inplace_view in func.tags or namespace in _NO_WORK,
+            free=free,
             view=func.is_view,
             handler=handler,
             arguments=tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments),
             writes=tuple(a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write),
-            results=tuple(a.name for a in schema.arguments if a.is_out),
+            results=results,
             elementwise=handler in (elementwise, untagged),
             reduces=handler is reduction,
             random=known in tables.RANDOM,
             fills=known in tables.FACTORIES | tables.NEW | tables.LIKE and known not in tables.RANDOM,
+            recurs=plain and (free or handler is not None),
         )
     _KINDS[func] = kind
     return kind

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any
 
 from lightning_effnn.formats import NumberFormat
@@ -23,6 +24,9 @@ from lightning_effnn.hardware.tracing.storage import Count
 Size = tuple[int, tuple[tuple[Held, ...], ...]]
 """A number of elements in the batch that ran, and the axes of the batch that it holds: those of a tensor, or those
 of each of several tensors, where it grows with the one that has most of them."""
+
+Source = tuple["int | None", Size]
+"""Which operation wrote what is read, and how much is read of it."""
 
 Extents = dict[str, list[tuple[Label, int, int, bool]]]
 """For each loop extent the axes in it: label, factor, divisor, and whether it still is to be scaled to the
@@ -59,8 +63,8 @@ class Draft:
         extents, held: loop extents, and the axes in each.
         share: labels, rows that this is about and rows of the whole batch, where it is not all of them, and whether
             the extents hold the label.
-        sources: for each tensor it reads, which operation wrote it and its size.
         previous: the operation right before it, leaving out those on constants alone.
+        handed: how much it reads of what that one wrote.
         readers: how many operations read what it wrote.
         fusable: whether it could be applied to its input on the input's way out.
         bias: elements of a constant that it adds; 0 if it does anything else.
@@ -69,6 +73,7 @@ class Draft:
         labels: axes which, if they are the batch, make it more than work on constants.
         w_labels: the same for the second factor.
         constants: the constants that it reads.
+        template: of the same call before, with the same sizes and the same labels.
     """
 
     name: str
@@ -92,8 +97,8 @@ class Draft:
     writes: list[Size] = field(default_factory=list)
     operations: Size = (0, ())
     repeats: int = 1
-    sources: list[tuple[int | None, Size]] = field(default_factory=list)
     previous: int | None = None
+    handed: Size | None = None
     readers: int = 0
     fusable: bool = False
     bias: int = 0
@@ -102,6 +107,7 @@ class Draft:
     constants: list[Read] = field(default_factory=list)
     possible: int = 0
     piece: Piece | None = None  # until its results are known to be written by this
+    template: Draft | None = None
 
     def every_label(self) -> Iterator[Label]:
         """All axes that any of its numbers may hold."""
@@ -113,9 +119,18 @@ class Draft:
         for read in self.constants:
             yield from (label for label, _, _ in read.held)
 
+    def again(self) -> Draft:
+        """The same operation once more, written and read by nobody yet."""
+        draft = Draft(*_fields_of(self))
+        draft.piece, draft.readers = None, 0
+        return draft
+
     def charged(self) -> bool:
         """Whether it is work of an inference, not on constants alone."""
         return self.varies or any(label.verdict for label in self.labels)
+
+
+_fields_of = attrgetter(*(f.name for f in fields(Draft)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,8 @@ class Deployment:
 
     def extents(self, draft: Draft) -> tuple[dict[str, int], int | Fraction]:
         """Loop extents, rounded up, and what their product has to be multiplied with to be exact."""
-        extents, exact = dict(draft.extents), Fraction(1)
+        extents = dict(draft.extents)
+        exact: int | Fraction = 1
         for name, axes in draft.held.items():
             above, below = extents[name], 1
             for label, factor, divisor, whole in axes:
@@ -167,9 +183,9 @@ class Deployment:
                 exact *= Fraction(above, below * extents[name])
         return extents, exact
 
-    def repeats(self, draft: Draft) -> Fraction:
+    def repeats(self, draft: Draft) -> int | Fraction:
         """How often it runs, where it is about a part of the batch only."""
-        times = Fraction(draft.repeats)
+        times: int | Fraction = draft.repeats
         for label, rows, whole, held in draft.share:
             if label.verdict:
                 times *= Fraction(rows, whole) if held else self.share
@@ -198,19 +214,69 @@ def finish(drafts: list[Draft], deployment: Deployment) -> tuple[Operation, ...]
                     places = {key: place + (place >= at) for key, place in places.items()}
         places[id(draft)] = at
         ordered.insert(at, (draft, saved))
-    groups: dict[tuple[object, ...], list[tuple[Draft, Fraction]]] = {}
+    finisher = _Finisher(deployment)
+    groups: dict[tuple[int | None, int], list[tuple[Draft, int | Fraction]]] = {}
     for draft, saved in ordered:
-        fields, times = _fields(draft, saved, deployment)
+        fields, times = finisher.fields(draft, saved)
         frame = None if any(label.verdict for label, _, _, _ in draft.share) else draft.frame
         groups.setdefault((frame, fields), []).append((draft, times))
-    return tuple(_operation(fields, group) for (_, fields), group in groups.items())  # type: ignore[arg-type]
+    return tuple(finisher.operation(fields, group) for (_, fields), group in groups.items())
+
+
+class _Finisher:
+    """Makes operations; those that are the same are made once, and numbered.
+
+    Args:
+        deployment: what the batch that ran is scaled to.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._fields: list[tuple[Any, ...]] = []  # by number
+        self._known: dict[tuple[Any, ...], tuple[int, int | Fraction]] = {}
+        self._made: dict[tuple[Any, ...], Operation] = {}
+
+    def fields(self, draft: Draft, saved: int | None) -> tuple[int, int | Fraction]:
+        """The number of the fields that an operation has, and how often it runs."""
+        same = (id(draft.template or draft), draft.phase, id(draft.o_format), saved)
+        if same not in self._known:
+            fields, times = _fields(draft, saved, self._deployment)
+            number = self._numbers.setdefault(fields, len(self._numbers))
+            if number == len(self._fields):
+                self._fields.append(fields)
+            self._known[same] = number, times
+        return self._known[same]
+
+    def operation(self, number: int, group: list[tuple[Draft, int | Fraction]]) -> Operation:
+        """What operations with the same fields are together."""
+        times = sum([times for _, times in group])
+        made = (
+            number,
+            _density([d.w_count for d, _ in group]),
+            _density([d.i_count for d, _ in group]),
+            _density([d.o_count for d, _ in group]),
+            int(times) if times.denominator == 1 else float(times),
+        )
+        if made not in self._made:
+            fields = self._fields[number]
+            _, weights, inputs, outputs, repeats = made
+            self._made[made] = Operation(
+                **dict(zip(_FIELDS, fields, strict=False)),
+                **dict(fields[-1]),
+                w_density=weights,
+                i_density=inputs,
+                o_density=outputs,
+                repeats=repeats,
+            )
+        return self._made[made]
 
 
 def _handed_on(draft: Draft, host: Draft, deployment: Deployment) -> int | None:
     """Elements that need not be read because the operation before hands them on; ``None`` if not fused."""
-    if not draft.fusable or host.readers != 1:
+    if not draft.fusable or host.readers != 1 or draft.handed is None:
         return None
-    return next((deployment.scaled(size) for source, size in draft.sources if source == draft.previous), None)
+    return deployment.scaled(draft.handed)
 
 
 def _is_bias(draft: Draft, host: Draft, deployment: Deployment) -> bool:
@@ -221,7 +287,7 @@ def _is_bias(draft: Draft, host: Draft, deployment: Deployment) -> bool:
     return draft.bias in (extents["K"] * extents["G"], extents["K"])
 
 
-def _fields(draft: Draft, saved: int | None, deployment: Deployment) -> tuple[tuple[Any, ...], Fraction]:
+def _fields(draft: Draft, saved: int | None, deployment: Deployment) -> tuple[tuple[Any, ...], int | Fraction]:
     """What an operation is made of, in the order of :data:`_FIELDS`, and how often it runs."""
     fields: tuple[Any, ...] = (
         draft.name, draft.op, draft.kind, draft.phase, draft.w_format, draft.i_format, draft.o_format,
@@ -232,7 +298,7 @@ def _fields(draft: Draft, saved: int | None, deployment: Deployment) -> tuple[tu
         deployment.scaled((draft.possible, draft.operations[1])) if draft.possible else 0,
         saved is not None,
     )  # fmt: skip
-    times = deployment.repeats(draft) if draft.share else Fraction(draft.repeats)
+    times = deployment.repeats(draft)
     if not draft.extents:
         return (*fields, ()), times
     extents, exact = deployment.extents(draft)
@@ -243,19 +309,6 @@ _FIELDS = (
     "name", "op", "kind", "phase", "w_format", "i_format", "o_format", "w_constant", "elements_in", "elements_out",
     "operations", "possible_macs", "fused",
 )  # fmt: skip
-
-
-def _operation(fields: tuple[Any, ...], group: list[tuple[Draft, Fraction]]) -> Operation:
-    drafts = [draft for draft, _ in group]
-    times = sum((times for _, times in group), Fraction(0))
-    return Operation(
-        **dict(zip(_FIELDS, fields, strict=False)),
-        **dict(fields[-1]),
-        w_density=_density([d.w_count for d in drafts]),
-        i_density=_density([d.i_count for d in drafts]),
-        o_density=_density([d.o_count for d in drafts]),
-        repeats=int(times) if times.denominator == 1 else float(times),
-    )
 
 
 def _density(counts: list[Count | None]) -> float:

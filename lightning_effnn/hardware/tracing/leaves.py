@@ -60,20 +60,20 @@ class LeafDraft:
         numbers: dict[str, int] = {}
         for field in ("inputs", "outputs", "parameters"):
             counts: list[Count] = getattr(self, field)
-            numbers[f"{field}_total"] = sum(c.total for c in counts)
-            numbers[f"{field}_nonzero"] = sum(int(c.nonzero) for c in counts)
+            numbers[f"{field}_total"] = sum([c.total for c in counts])
+            numbers[f"{field}_nonzero"] = sum([int(c.nonzero) for c in counts])
         return LeafCall(name=self.name, type_name=self.type_name, computations=self.computations, **numbers)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether ``module`` has no children; parametrizations are part of the module."""
-    return all(name == "parametrizations" for name, _ in module.named_children())
+    return all(name == "parametrizations" for name, child in module._modules.items() if child is not None)
 
 
 def measure(name: str, module: nn.Module, args: tuple[Any, ...], output: Any, book: StorageBook) -> LeafDraft:
     """Count one call of a leaf module."""
     inputs, outputs = _tensors(args), _tensors(output)
-    parameters = _counts([*module.buffers(), *module.parameters()], book)
+    parameters = _counts(_owned(module), book)
     if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
         parameters += _counts([module.running_mean, module.running_var], book)
     if isinstance(module, nn.Embedding) and inputs and outputs:
@@ -87,6 +87,15 @@ def measure(name: str, module: nn.Module, args: tuple[Any, ...], output: Any, bo
         parameters,
         _computations(module, inputs, outputs) if inputs and outputs else 0,
     )
+
+
+def _owned(module: nn.Module) -> list[Tensor]:
+    """Buffers and parameters, each once."""
+    if module._modules:
+        return [*module.buffers(), *module.parameters()]
+    # The same of a module without children, in a fraction of the time.
+    owned = [t for t in (*module._buffers.values(), *module._parameters.values()) if t is not None]
+    return list({id(tensor): tensor for tensor in owned}.values())
 
 
 def _computations(module: nn.Module, inputs: list[Tensor], outputs: list[Tensor]) -> int:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -88,8 +89,14 @@ def clean_name(name: str) -> str:
 
 def is_loss(module: nn.Module) -> bool:
     """Whether ``module`` is a torch loss or a torchmetrics metric (told by name, without importing it)."""
+    kind: type = type(module)
+    return _is_loss(kind)
+
+
+@lru_cache(maxsize=256)
+def _is_loss(kind: type) -> bool:
     return any(
         (c.__name__ == "_Loss" and c.__module__ == "torch.nn.modules.loss")
         or (c.__name__ == "Metric" and c.__module__.startswith("torchmetrics"))
-        for c in type(module).__mro__
+        for c in kind.__mro__
     )

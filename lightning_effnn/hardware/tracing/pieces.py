@@ -109,7 +109,14 @@ class Call:
                 return self.arguments[name]
         return None
 
+    def overwritten(self) -> list[Tensor]:
+        """The arguments whose values it changes, those too that its schema doesn't say so of."""
+        undeclared = [self.arguments.get(name) for name in UNDECLARED_WRITES]
+        return [*self.written, *(tensor for tensor in undeclared if tensor is not None)]
 
+
+UNDECLARED_WRITES = ("running_mean", "running_var")
+"""Arguments that batch normalisation changes and does not say so."""
 Handler = Callable[[Call], "list[Piece] | None"]
 HANDLERS: dict[str, Handler] = {}
 

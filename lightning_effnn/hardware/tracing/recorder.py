@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from lightning_effnn.hardware.tracing import evidence, spread, tables
 from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, locate, strides_of
 from lightning_effnn.hardware.tracing.batch import Batch
 from lightning_effnn.hardware.tracing.constants import reads
-from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size
+from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size, Source
 from lightning_effnn.hardware.tracing.flow import inherit_axes, made_from_sizes
+from lightning_effnn.hardware.tracing.memo import Key, Met, Results, Step, key_of, results_of, step_of
 from lightning_effnn.hardware.tracing.modules import clean_name
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector
 from lightning_effnn.hardware.tracing.seen import Place, Seen
@@ -27,9 +29,9 @@ from lightning_effnn.hardware.tracing.storage import (
     stored_elements,
 )
 
-_UNDECLARED_WRITES = ("running_mean", "running_var")  # batch normalisation does not say so in its schema
 _LOSS_INPUT = "_log_softmax"  # cross entropy is this and nll_loss
 _NOTHING: tuple[Spot, ...] = ()
+_NEVER: Any = object()
 
 
 class Recorder:
@@ -47,6 +49,7 @@ class Recorder:
         self.lost: set[str] = set()
         self._drawing: set[str] = set()  # modules that look up what random numbers say
         self._reading = ""  # what a module said of the axes
+        self._steps: dict[Key, Step | None] = {}  # by call; of one that came once it is None
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
         self._sizes: frozenset[int] = frozenset()
@@ -68,7 +71,9 @@ class Recorder:
     def meet(self, module: nn.Module) -> None:
         """Know the parameters that a sharded module has gathered for the time that it runs."""
         owner = self._owners.get(id(module))
-        for name, tensor in module.named_parameters(recurse=False):
+        for name, tensor in module._parameters.items():
+            if tensor is None:
+                continue
             whole = f"{owner}.{name}".lstrip(".")
             if whole not in self._constants:  # tied, or a module made on the fly
                 continue
@@ -80,6 +85,7 @@ class Recorder:
         """Take these tensors as the batch: what depends on them is rescaled."""
         self.batch = batch
         self._sizes = batch.sizes
+        self._steps.clear()
         for tensor in batch.tensors:
             record = self.book.of(tensor)
             if record is not None:
@@ -133,11 +139,14 @@ class Recorder:
 
     def settle(self) -> tuple[Deployment, list[str]]:
         """Decide which axes are the batch; what they were decided to be, and what that assumes."""
-        labels = [label for draft in self.drafts for axes in draft.held.values() for label, _, _, _ in axes]
+        drafts = {
+            id(draft.template or draft): draft for draft in self.drafts
+        }.values()  # of others the labels are those
+        labels = [label for draft in drafts for axes in draft.held.values() for label, _, _, _ in axes]
         notes = evidence.settle(self.batch, self._reading, labels)
         size = None if self.batch is None else self.batch.size
         graph = self.batch is not None and self.batch.graph
-        for label in [label for draft in self.drafts for label in draft.every_label()]:
+        for label in [label for draft in drafts for label in draft.every_label()]:
             if label.verdict is None:
                 # What never meets the batch is a constant, unless it is an axis of the example or drawn at random.
                 label.verdict = not graph and label.root.given
@@ -203,7 +212,7 @@ class Recorder:
     def _expanded_spots(self, tensor: Tensor) -> tuple[Spot, ...]:
         """Dimensions along which one row was expanded to as many as the batch has."""
         backward = in_backward()
-        if tensor in self._expanded:
+        if self._expanded and tensor in self._expanded:
             return (Spot(self._expanded[tensor], (), 1),)
         if 0 not in tensor.stride():
             return ()
@@ -222,10 +231,12 @@ class Recorder:
         record = self.book.of(tensor)
         return record is not None and (record.tainted or bool(self.spots(tensor, record)))
 
+    def follows(self, name: str) -> bool:
+        """Whether :meth:`view` wants to know of a view."""
+        return 1 in self._sizes and (name == "expand" or bool(self._expanded))
+
     def view(self, name: str, arguments: dict[str, object], source: Tensor, results: Sequence[Tensor]) -> None:
         """In a batch of one, remember constants that were expanded to it: their sizes don't tell."""
-        if 1 not in self._sizes or not isinstance(source, Tensor):
-            return
         axis: Axis | None = self._expanded.get(source)  # type: ignore[no-untyped-call]
         if name == "expand" and axis is None:
             record, sizes = self.book.of(source), arguments.get("size")
@@ -263,7 +274,71 @@ class Recorder:
             seen.sources = list(sizes.values())
         return seen
 
-    def record(self, call: Call, seen: Seen, pieces: Sequence[Piece], place: Place) -> None:
+    def meet_again(self, func: Any, arguments: Hashable, inputs: Sequence[Tensor], place: Place) -> Met | None:
+        """Know a call that is about to run from one that ran before, and count what it may overwrite.
+
+        Args:
+            func: the operation.
+            arguments: its signature.
+            inputs: what it reads.
+            place: where it runs.
+        """
+        if self._expanded and any(tensor in self._expanded for tensor in inputs):
+            return None
+        met = key_of(func, arguments, inputs, self.book, place, self._sizes)
+        if met is None:
+            return None
+        try:
+            met.step = self._steps.get(met.key, _NEVER)
+        except TypeError:  # an argument has no hash, such as a size that isn't a number yet
+            return None
+        if met.step is _NEVER:
+            self._steps[met.key] = met.step = None
+            return None
+        if met.step is not None:
+            met.counts = met.step.counts(inputs, met.records, self.book)
+        return met
+
+    def repeat(self, met: Met, step: Step, outputs: Sequence[Tensor], place: Place) -> bool:
+        """Add a call whose step is known, after it ran; ``False`` if its results are others than that step's."""
+        results = results_of(outputs, met.records, self.book)
+        if results is None or results[0] != step.results:
+            return False
+        step.take(met.roots)
+        draft = None if step.draft is None else step.draft_of(met, place)
+        sources = [(met.records[n].producer, size) for n, size in zip(step.parts.sources, step.sizes, strict=True)]
+        producer = next((r.producer for r in met.records if r.producer is not None), None)
+        for n in step.cleared:
+            met.records[n].counts.clear()
+        for record in met.records:
+            record.module = place.name
+        for record, state in zip(results[1], step.states, strict=True):
+            if state is not None:
+                record.know(state)
+                if record not in met.records:
+                    record.producer = producer
+        if draft is not None:
+            if step.parts.output is not None:
+                n, part = step.parts.output
+                draft.o_count = self.book.count_part(outputs[n], results[1][n], part)
+            self._add(draft, step.tainted, sources)
+            self._wrote(results[1], sources)
+        return True
+
+    def _remember(
+        self,
+        met: Met,
+        results: Results,
+        call: Call,
+        seen: Seen,
+        pieces: Sequence[Piece],
+        drafts: Sequence[Draft],
+    ) -> None:
+        if len(pieces) > 1 or any(isinstance(p, Vector) and (p.loss or p.kind == "unknown") for p in pieces):
+            return
+        self._steps[met.key] = step_of(met, results, call, seen, *zip(pieces, drafts, strict=False))
+
+    def record(self, call: Call, seen: Seen, pieces: Sequence[Piece], place: Place, met: Met | None = None) -> None:
         """Add one call, after it ran.
 
         Args:
@@ -271,7 +346,10 @@ class Recorder:
             seen: what :meth:`look` noted before it ran.
             pieces: what it consists of; empty if it costs nothing.
             place: where it ran.
+            met: the call, if it came before.
         """
+        results = None if met is None else results_of(call.outputs, met.records, self.book)
+        sizes = self._sizes
         self._forget(call)
         evidence.meet(call, seen.looked, place.name)
         if not call.backward:
@@ -292,26 +370,37 @@ class Recorder:
                 draft = self._draft(call, piece, place, seen, outputs)
                 if draft is None:
                     continue
-                draft.previous = self._last_tainted if seen.tainted else self._last
-                self._last = len(self.drafts)
-                self._last_tainted = self._last if seen.tainted else self._last_tainted
-                self.drafts.append(draft)
+                self._add(draft, seen.tainted, seen.sources)
         if len(self.drafts) > start:
-            self._wrote(records, seen, pieces, start)
+            self._wrote(records, seen.sources)
+            self._wrote_parts(pieces, start)
+        if met is not None and results is not None and sizes == self._sizes:
+            self._remember(met, results, call, seen, pieces, self.drafts[start:])
 
     def pass_on(self, call: Call, seen: Seen) -> None:
         """Add a call that is none of the model's work, after it ran: only what its results depend on is noted."""
         self._forget(call)
         self._inherit(call, seen, None, False)
 
-    def _wrote(self, records: Sequence[Record | None], seen: Seen, pieces: Sequence[Piece], start: int) -> None:
-        for producer in {p for p, _ in seen.sources if p is not None}:
-            self.drafts[producer].readers += 1
+    def _add(self, draft: Draft, tainted: bool, sources: Sequence[Source]) -> None:
+        draft.previous = self._last_tainted if tainted else self._last
+        draft.handed = next((size for producer, size in sources if producer == draft.previous), None)
+        self._last = len(self.drafts)
+        self._last_tainted = self._last if tainted else self._last_tainted
+        self.drafts.append(draft)
+
+    def _wrote(self, records: Sequence[Record | None], sources: Sequence[Source]) -> None:
+        for producer in {producer for producer, _ in sources}:
+            if producer is not None:
+                self.drafts[producer].readers += 1
         for record in records:
             if record is not None:
                 record.producer = self._last
+
+    def _wrote_parts(self, pieces: Sequence[Piece], start: int) -> None:
+        """Of several pieces, each has its own results."""
         index = start
-        for piece in pieces:  # of several, each has its own results
+        for piece in pieces:
             if index < len(self.drafts) and self.drafts[index].piece is piece:
                 self.drafts[index].piece = None
                 if len(pieces) > 1:
@@ -390,7 +479,7 @@ class Recorder:
         draft.i_count = seen.counts.get(id(main))
         draft.o_count = None if result is None or not is_counted(result) else self.book.count(result)
         draft.operations, draft.possible = (piece.operations, axes), piece.possible_macs
-        draft.sources, draft.fusable = seen.sources, piece.fusable
+        draft.fusable = piece.fusable
         draft.bias = spread.bias(call, seen)
         if piece.loss:
             self._mark_loss_input(main, place)
@@ -399,16 +488,12 @@ class Recorder:
 
     def _forget(self, call: Call) -> None:
         """What was known of values that are overwritten."""
-        for tensor in call.written:
+        for tensor in call.overwritten():
             record = self.book.of(tensor)
             if record is not None:
                 record.counts.clear()
-                record.format = None
-        for name in _UNDECLARED_WRITES:
-            if name in call.arguments:
-                record = self.book.of(call.arguments[name]) if call.arguments[name] is not None else None
-                if record is not None:
-                    record.counts.clear()
+                if any(tensor is t for t in call.written):
+                    record.format = None
 
     def _inherit(
         self, call: Call, seen: Seen, number_format: NumberFormat | None, multiplies: bool

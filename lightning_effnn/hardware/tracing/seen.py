@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.operation import Phase
 from lightning_effnn.hardware.tracing.axes import Spot
-from lightning_effnn.hardware.tracing.drafts import Size
+from lightning_effnn.hardware.tracing.drafts import Source
 from lightning_effnn.hardware.tracing.storage import Count, Record
 
 _NOTHING: tuple[Spot, ...] = ()
@@ -62,7 +62,7 @@ class Seen:
     format: NumberFormat | None = None
     counts: dict[int, Count | None] = field(default_factory=dict)
     formats: dict[int, NumberFormat] = field(default_factory=dict)
-    sources: list[tuple[int | None, Size]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
 
     def spots_of(self, tensor: Tensor | None) -> tuple[Spot, ...]:
         """What a tensor among those read holds of the batch."""

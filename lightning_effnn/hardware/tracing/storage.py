@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_effnn._torch import FakeTensor, StorageWeakRef, storage_key
 from lightning_effnn.formats import NumberFormat, format_of
@@ -29,6 +29,8 @@ arXiv 2006.03463."""
 
 _BLOCK = 1 << 16  # elements; half a megabyte at most
 _SMALL = 1 << 12
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
+_THRESHOLD = {kind: kind.type(SMALLEST_NORMAL) for kind in _NUMPY.values()}
 _REAL_OF = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -85,12 +87,26 @@ class Record:
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
 
+    def know(self, state: tuple[Any, ...]) -> None:
+        """Take what is known of another storage, in the order of :data:`STATE`."""
+        for name, value in zip(STATE, state, strict=True):
+            setattr(self, name, value)
+
+
+STATE = tuple(f.name for f in fields(Record) if f.name not in ("weak", "producer", "module", "counts"))
+"""What of a record decides what an operation that reads the storage leads to; the others are each storage's own."""
+
+
+Part = tuple[tuple[Any, ...], int]
+"""Which part of a storage a tensor is, and how many elements that has."""
+
 
 class StorageBook:
     """Records by storage, for the time one trace is open."""
 
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
+        self._counts: dict[tuple[int, int], Count] = {}  # one object for all that are the same
 
     def of(self, tensor: Tensor) -> Record | None:
         """The record of ``tensor``'s storage; ``None`` for a tensor that has none (functorch wrappers)."""
@@ -102,6 +118,23 @@ class StorageBook:
         except (NotImplementedError, RuntimeError, AttributeError):
             return None
         return record
+
+    def plain(self, tensor: Tensor) -> tuple[Record, tuple[Any, ...]] | None:
+        """The record and the layout of what is a plain view of memory with values in it; ``None`` for all else."""
+        kind = type(tensor)
+        if kind is not Tensor and kind is not nn.Parameter:
+            return None
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+            return None
+        try:
+            key, storage = storage_key(tensor)
+        except (NotImplementedError, RuntimeError):
+            return None
+        record = self._records.get(key) or self.of(tensor)
+        if record is None:
+            return None
+        shape, stride = tensor.shape, tensor.stride()
+        return record, (shape, stride, tensor.storage_offset(), tensor.dtype, storage.nbytes(), tensor.device)
 
     def format_of(self, tensor: Tensor) -> NumberFormat:
         """The tag of ``tensor``, else the format of its dtype."""
@@ -115,12 +148,22 @@ class StorageBook:
             return None
         try:
             tensor = _plain(tensor)
-            key = _part(tensor)
-            if record is not None and key in record.counts:
-                return record.counts[key]
-            count = Count(_nonzero(compact(tensor)), stored_elements(tensor))
+            return self.count_part(tensor, record, part_of(tensor))
         except (RuntimeError, NotImplementedError, TypeError):  # no values to look at: fake, meta, wrapped
             return None
+
+    def count_part(self, tensor: Tensor, record: Record | None, part: Part) -> Count:
+        """The same for a tensor with values, of which the layout is known."""
+        key, total = part
+        if record is not None and key in record.counts:
+            return record.counts[key]
+        nonzero = _nonzero(tensor, len(key) == 1) if total else 0
+        if isinstance(nonzero, int):
+            count = self._counts.get((nonzero, total))
+            if count is None:
+                count = self._counts[nonzero, total] = Count(nonzero, total)
+        else:
+            count = Count(nonzero, total)
         if record is not None:
             record.counts[key] = count
         return count
@@ -166,6 +209,11 @@ def is_counted(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype in (torch.int8, torch.uint8)
 
 
+def part_of(tensor: Tensor) -> Part:
+    """Which part of its storage a strided tensor is."""
+    return _part(tensor), stored_elements(tensor)
+
+
 def _part(tensor: Tensor) -> tuple[Any, ...]:
     whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
     if whole and all(tensor.stride()):
@@ -173,45 +221,51 @@ def _part(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
-def _nonzero(tensor: Tensor) -> Tensor | int:
+def _nonzero(tensor: Tensor, whole: bool) -> Tensor | int:
+    """Non-zeros of a tensor, or of a whole storage."""
+    if not whole or tensor.is_complex():
+        tensor = compact(tensor)
+    kind = _NUMPY.get(tensor.dtype)
+    if kind is not None and tensor.is_cpu and not tensor.is_neg():
+        number = tensor.numel()
+        if whole or tensor.is_contiguous():  # its values lie next to each other, in whatever order
+            values = np.ndarray(number, kind, _memory(tensor, number))
+            return _nonzero_in(values) if number <= _SMALL else _nonzero_in_blocks(values)
+        if number <= _SMALL:
+            shape, strides = tensor.shape, tensor.stride()
+            extent = sum([(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]) + 1
+            steps = [kind.itemsize * stride for stride in strides]
+            return _nonzero_in(np.ndarray(shape, kind, _memory(tensor, extent), 0, steps))
     tensor = tensor.detach()
     if not tensor.is_floating_point():
         return torch.count_nonzero(tensor)
-    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        flat = _flat(tensor)
-        if flat is not None:
-            return _nonzero_in_blocks(_values(flat)) if flat.numel() else 0
     return torch.count_nonzero(~(tensor.abs() <= SMALLEST_NORMAL))  # so that what is no number is no zero
 
 
-def _values(flat: Tensor) -> np.ndarray[Any, Any]:
+def _memory(tensor: Tensor, elements: int) -> Any:
     """The memory of a tensor, to be read while it lives; ``Tensor.numpy`` would forbid FSDP to free it afterwards."""
-    memory = (ctypes.c_byte * flat.nbytes).from_address(flat.data_ptr())
-    kind = "float32" if flat.dtype == torch.float32 else "float64"
-    values: np.ndarray[Any, Any] = np.frombuffer(memoryview(memory), kind)
-    return values
+    return _bytes(elements * tensor.element_size()).from_address(tensor.data_ptr())
 
 
-def _flat(tensor: Tensor) -> Tensor | None:
-    """The values in the order of memory, for counting; ``None`` if they are not next to each other."""
-    if tensor.is_neg():
-        return None
-    if tensor.is_contiguous():
-        return tensor.view(-1)
-    return tensor.as_strided((tensor.numel(),), (1,)) if len(_part(tensor)) == 1 else None
+@lru_cache(maxsize=1024)
+def _bytes(number: int) -> Any:
+    return ctypes.c_byte * number
+
+
+def _nonzero_in(values: np.ndarray[Any, Any]) -> int:
+    # What is no number is no zero.
+    return values.size - int(np.count_nonzero(np.abs(values) <= _THRESHOLD[values.dtype]))
 
 
 def _nonzero_in_blocks(values: np.ndarray[Any, Any]) -> int:
     # An activation is larger than the cache: in blocks, magnitudes and comparisons never leave it. In one
     # thread: while others use the cores, waiting for them costs more than counting.
-    if values.size <= _SMALL:
-        return values.size - int(np.count_nonzero(np.abs(values) <= SMALLEST_NORMAL))
     size = min(_BLOCK, values.size)
     magnitudes, small = np.empty(size, values.dtype), np.empty(size, np.bool_)
-    threshold, count = values.dtype.type(SMALLEST_NORMAL), 0
+    threshold, count = _THRESHOLD[values.dtype], 0
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
         np.abs(block, out=magnitudes[: block.size])
         np.less_equal(magnitudes[: block.size], threshold, out=small[: block.size])
-        count += block.size - int(np.count_nonzero(small[: block.size]))  # what is no number is no zero
+        count += block.size - int(np.count_nonzero(small[: block.size]))
     return count
