@@ -31,7 +31,7 @@ def reads(seen: Seen, piece: Piece, backward: bool, constants: Mapping[str, tupl
             continue  # a state of zeros is no constant that is stored
         key: object = name
         if record.computed or not name:
-            key, elements = record.values or id(record), whole_elements(tensor)
+            key, elements = record.identity, whole_elements(tensor)
         stored_in = seen.formats[id(tensor)]
         if factor and isinstance(piece, Product) and piece.w_format is not None and tensor is piece.weight:
             stored_in, elements = piece.w_format, piece.extents["C"] * piece.extents["K"]

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_effnn.hardware.tracing import tables
 from lightning_effnn.hardware.tracing.axes import Axis, Label
 from lightning_effnn.hardware.tracing.drafts import Draft, Read
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product
@@ -80,6 +81,7 @@ class Step:
     Attributes:
         results: from :func:`results_of`.
         cleared: inputs whose values are overwritten.
+        copies: whether the result has the values of the first input, in another order of memory.
         tainted: whether it reads what depends on the batch.
         blank: ``states``, ``draft`` and ``sizes`` with labels of their own for the call's.
         labels: those that stand in ``blank`` for the labels of the key; all others the call makes anew each time.
@@ -93,6 +95,7 @@ class Step:
 
     results: Key
     cleared: tuple[int, ...]
+    copies: bool
     tainted: bool
     blank: tuple[Any, Draft | None, Any]
     labels: tuple[Label, ...]
@@ -253,7 +256,7 @@ def step_of(
         return None  # no label that the call made
     overwritten = call.overwritten()
     cleared = tuple(n for n, t in enumerate(call.inputs) if any(t is w for w in overwritten))
-    return Step(results[0], cleared, seen.tainted, blank, labels, parts)
+    return Step(results[0], cleared, call.name in tables.COPIES, seen.tainted, blank, labels, parts)
 
 
 def _parts_of(met: Met, call: Call, seen: Seen, piece: Piece, draft: Draft) -> _Parts | None:
@@ -285,7 +288,7 @@ def _position(tensor: Tensor | None, tensors: Sequence[Tensor]) -> int | None:
 
 
 def _reads(read: Read, record: Record, count: Count | None) -> bool:
-    return read.count is count and read.key in (record.parameter, id(record))
+    return read.count is count and read.key in (record.parameter, record.identity)
 
 
 def _with_names(
@@ -338,5 +341,5 @@ def _again(read: Read, record: Record, count: Count | None) -> Read:
     named = read.key == read.name
     if named and read.count is count:
         return read
-    key = read.key if named else id(record)
+    key = read.key if named else record.identity
     return Read(key, read.name, read.elements, count, read.format, read.held, read.active)

@@ -317,6 +317,7 @@ class Recorder:
                 record.know(state)
                 if record not in met.records:
                     record.producer = producer
+                    record.values = met.records[0].identity if step.copies else 0
         if draft is not None:
             if step.parts.output is not None:
                 n, part = step.parts.output
@@ -536,7 +537,7 @@ class Recorder:
             if source is None:
                 continue
             if call.name in tables.COPIES:
-                record.values = source.values or id(source)
+                record.values = source.identity
             if record.producer is None:
                 record.producer = source.producer
             if record.parameter is None and not seen.tainted:

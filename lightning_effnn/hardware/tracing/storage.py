@@ -87,13 +87,18 @@ class Record:
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> int:
+        """The same for all storages that hold the same values, in whatever order."""
+        return self.values or id(self)
+
     def know(self, state: tuple[Any, ...]) -> None:
         """Take what is known of another storage, in the order of :data:`STATE`."""
         for name, value in zip(STATE, state, strict=True):
             setattr(self, name, value)
 
 
-STATE = tuple(f.name for f in fields(Record) if f.name not in ("weak", "producer", "module", "counts"))
+STATE = tuple(f.name for f in fields(Record) if f.name not in ("weak", "values", "producer", "module", "counts"))
 """What of a record decides what an operation that reads the storage leads to; the others are each storage's own."""
 
 
