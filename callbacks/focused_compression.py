@@ -16,6 +16,7 @@ from lightning_effnn.callbacks._reporting import log_figure, log_file, log_param
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.compression import (
     CompressionReport,
+    Following,
     Projector,
     quantize_activations_,
     round_others_,
@@ -118,7 +119,7 @@ class FocusedCompression(Callback):
         self.report: CompressionReport | None = None
         self._saved: dict[str, Any] | None = None
         self._saved_scales: dict[str, Any] | None = None
-        self._hooks: list[Any] = []
+        self._following: Following | None = None
         self._pruned = -1  # last of the PRUNING_STEPS done
         self._rounded = -1  # last of the FRACTIONS done
 
@@ -188,25 +189,13 @@ class FocusedCompression(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Follow each step of each optimiser."""
-        for optimizer in trainer.optimizers:
-            hook = getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._after_step)
-            self._hooks.append(hook)
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Put the latent weights back, for the optimiser to move."""
         assert self.projector is not None
-        if self.projector.projected:
-            self.projector.learn_alpha(optimizer.param_groups[0]["lr"])
-        self.projector.restore()
-
-    def _after_step(self, *_: Any) -> None:
-        assert self.projector is not None
-        self.projector.capture()
+        self._following = self.projector.follow(getattr(o, "optimizer", o) for o in trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Go on with the schedule."""
         assert self.projector is not None
-        self.projector.capture()  # where a scaler has skipped the step
+        self.projector.sync()
         done = passed(trainer, batch_idx + 1)
         if self._pruning is not None:
             progress = self._pruning.progress(done, epochs_of(trainer))
@@ -219,7 +208,7 @@ class FocusedCompression(Callback):
 
     def _prune_to(self, step: int) -> None:
         assert self.projector is not None
-        if step > self._pruned:
+        if step > self._pruned and self.projector.finite:  # else the fit's own error may come first, or the next step's
             self._pruned = step
             self.projector.prune(cubic_sparsity(self.sparsity, step / PRUNING_STEPS))
             if step >= PRUNING_STEPS:
@@ -227,7 +216,7 @@ class FocusedCompression(Callback):
 
     def _round_to(self, step: int) -> None:
         assert self.projector is not None
-        if step > self._rounded:
+        if step > self._rounded and self.projector.finite:
             self._rounded = step
             self.projector.quantize(FRACTIONS[step])
 
@@ -237,7 +226,9 @@ class FocusedCompression(Callback):
         rank_zero_info(f"FocusedCompression rounds the inputs of {', '.join(self._attachment.activations)}")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Validate with the same scales on all processes: each has observed batches of its own."""
+        """Validate what would be shipped, with the same scales on all processes: each has observed its own batches."""
+        if self._following is not None:
+            self.projector.sync()
         if self._attachment is not None and trainer.world_size > 1:
             state = trainer.strategy.broadcast(self._attachment.quantizers.state_dict())
             self._attachment.quantizers.load_state_dict(state)
@@ -245,6 +236,7 @@ class FocusedCompression(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how small it has become."""
         assert self.projector is not None
+        self.projector.sync()
         figures = self.projector.figures()
         for name, value in figures.items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
@@ -301,6 +293,6 @@ class FocusedCompression(Callback):
         log_figure(trainer, f"{self.prefix}/weights", figure, report_folder(trainer, None))
 
     def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        if self._following is not None:
+            self._following.remove()
+            self._following = None
