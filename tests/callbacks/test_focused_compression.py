@@ -88,7 +88,9 @@ def test_activations_without_a_quantising_window_are_refused():
 def test_keys_are_logged_and_end_where_they_should():
     trainer, _ = fit([compression()])
     found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("compress/")}
-    assert set(found) == {f"compress/{k}" for k in ("sparsity", "bits_per_weight", "ratio", "focused_layers")}
+    keys = ("sparsity", "bits_per_weight", "ratio", "focused_layers", "stage")
+    assert set(found) == {f"compress/{k}" for k in keys}
+    assert found["compress/stage"] == 3
     assert found["compress/sparsity"] >= 0.79
     assert found["compress/ratio"] == pytest.approx(32 / found["compress/bits_per_weight"])
 
