@@ -123,7 +123,7 @@ class LowPrecisionSearch(Callback):
         self._stopped = False
         self._stepped = False
         self._interrupted = False
-        self._saved: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None  # a checkpoint's state, until the model is there
 
     @property
     def plan(self) -> QuantizationPlan | None:
@@ -137,8 +137,10 @@ class LowPrecisionSearch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The search, its scales' optimiser, and where the held-out batches are."""
+        if self._saved is not None:
+            return self._saved
         if self.search is None:
-            return self._saved or {}
+            return {"search": None}  # Lightning would not save an empty one
         return {
             "search": self.search.state_dict(),
             "scales": None if self._scales is None else self._scales.state_dict(),
@@ -151,7 +153,7 @@ class LowPrecisionSearch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the model is there."""
-        self._saved = state_dict or None
+        self._saved = state_dict
 
     def rounds(self, pl_module: Any) -> set[str]:
         """Names of the weights and activations that have to be left alone by others."""
@@ -181,12 +183,8 @@ class LowPrecisionSearch(Callback):
         """Go on where a checkpoint was taken."""
         check_rounds_alone(trainer, pl_module, self)
         log_parameters(trainer, self)
-        if self.search is not None and (
-            self._saved is not None or self._interrupted or self.search.model is not pl_module
-        ):
-            strip_(self.search.model)  # an earlier fit with this callback is over
-            self.search, self._held_out, self._scales = None, None, None
-            self.history, self._stopped = [], False
+        if self.search is not None and (self._interrupted or self.search.model is not pl_module):
+            self._forget()  # an earlier fit with this callback is over
         self._interrupted = False
         self._restore(pl_module)
 
@@ -201,8 +199,12 @@ class LowPrecisionSearch(Callback):
             _share(trainer, attachment)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Test what was chosen, also where only a checkpoint was loaded."""
-        self._restore(pl_module)
+        """Test what was chosen or is ahead, also where only a checkpoint was loaded."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Predict with what was chosen or is ahead."""
+        self.on_validation_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin, compare, draw or settle, whatever it is time for."""
@@ -263,7 +265,12 @@ class LowPrecisionSearch(Callback):
         if self.search is None:
             rank_zero_warn("LowPrecisionSearch: the fit ended before the search began: no bits were chosen")
             return
-        assert self.plan is not None
+        if self.plan is None:  # resumed, with no epoch left to train
+            rank_zero_warn(
+                "LowPrecisionSearch: no bits were chosen and no plan is written: the checkpoint's search had not ended,"
+                f" and max_epochs={trainer.max_epochs} left nothing to train. Resume with more epochs"
+            )
+            return
         if self.export is not None and trainer.is_global_zero:
             self.plan.save(self.export)
             log_file(trainer, f"{self.prefix}/bits", self.export, "quantization-plan")
@@ -339,9 +346,12 @@ class LowPrecisionSearch(Callback):
 
     @torch.inference_mode(False)  # what is made for a test outlives it
     def _restore(self, pl_module: Any) -> None:
-        if self._saved is None or self.search is not None:
+        if self._saved is None:
             return
         saved, self._saved = self._saved, None
+        self._forget()
+        if saved.get("search") is None:  # taken before the search began
+            return
         restore_uses_(pl_module, saved["known"])
         self._excluded = saved["excluded"]
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
@@ -352,6 +362,13 @@ class LowPrecisionSearch(Callback):
             attachment = self.search.attachment
             self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())
             self._scales.load_state_dict(saved["scales"])
+
+    def _forget(self) -> None:
+        """Be as before any search."""
+        if self.search is not None:
+            strip_(self.search.model)
+        self.search, self._held_out, self._scales = None, None, None
+        self.history, self._stopped, self._position = [], False, 0
 
     def _attached(self, pl_module: Any, steps: int) -> BitSearch:
         return BitSearch(

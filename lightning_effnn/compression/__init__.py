@@ -23,6 +23,7 @@ from lightning_effnn.compression.artifact import (
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.finish import bake_, round_others_
 from lightning_effnn.compression.focus import Focused, LayerFocus, focus, focus_model_
+from lightning_effnn.compression.following import Following
 from lightning_effnn.compression.projector import Projector
 from lightning_effnn.compression.pruning import PruneReport, prune_model_
 from lightning_effnn.compression.size_report import CompressionReport
@@ -31,6 +32,7 @@ __all__ = [
     "ArtifactError",
     "CompressionReport",
     "Focused",
+    "Following",
     "LayerFocus",
     "Projector",
     "PruneReport",

@@ -132,9 +132,11 @@ def _lamp_scores(ordered: Tensor) -> Tensor:
 
 
 def cut_and_splice(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
-    """The surgery of one step: cut below the threshold, splice back above :data:`SPLICE` times it."""
+    """The surgery of one step: cut below the threshold, splice back above :data:`SPLICE` times it; NaN is not cut."""
     size = weight.detach().abs()
-    return (size > threshold) & (mask | (size > SPLICE * threshold))
+    return (
+        (size <= threshold).logical_not_().logical_and_((size <= SPLICE * threshold).logical_not_().logical_or_(mask))
+    )
 
 
 def _threshold(sizes: Tensor, sparsity: float) -> Tensor:

@@ -184,8 +184,7 @@ def _projected_step(net: nn.Module, batch: Batch, phase: str) -> Step:
 
     def step() -> None:
         _backward(net, batch, optimizer)
-        projector.learn_alpha(optimizer.param_groups[0]["lr"])
-        projector.restore()
+        projector.restore(lr=optimizer.param_groups[0]["lr"])
         optimizer.step()
         projector.capture()
 

@@ -90,7 +90,8 @@ def test_what_is_logged_is_of_the_whole_network_and_equals_the_file(tmp_path, ot
     callback = compression(export=tmp_path / "model.effnn", other=other, exclude=["Linear"])
     trainer, model = fit([callback])
     found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("compress/")}
-    assert set(found) == {f"compress/{k}" for k in ("sparsity", "bits_per_weight", "ratio", "focused_layers")}
+    assert set(found) == {f"compress/{k}" for k in ("sparsity", "bits_per_weight", "ratio", "focused_layers", "stage")}
+    assert found["compress/stage"] == 3
     state = model.state_dict().values()
     assert callback.report.elements == sum(t.numel() for t in state)  # what is left alone too
     assert found["compress/ratio"] == pytest.approx(callback.report.ratio, rel=1e-6)
@@ -111,7 +112,8 @@ def test_a_network_with_something_that_no_file_holds_trains_on_without_a_size():
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"logs no size: 'adjacency' must be a dense tensor"):
         trainer.fit(model, loader())
-    assert {k for k in trainer.callback_metrics if k.startswith("compress/")} == {"compress/focused_layers"}
+    logged = {k for k in trainer.callback_metrics if k.startswith("compress/")}
+    assert logged == {"compress/focused_layers", "compress/stage"}
 
 
 def test_a_quarter_of_the_weights_then_half_then_more_and_in_the_end_all_are_rounded():
