@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_effnn.callbacks._first_batches import FirstBatches, selection_of, tell
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
 from lightning_effnn.compression import (
     CompressionReport,
+    Following,
     Projector,
+    measure_compressed,
     quantize_activations_,
     round_others_,
     save_compressed,
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
-from lightning_effnn.quantization import Attachment, activation_sites, strip_, weight_sites
+from lightning_effnn.quantization import Attachment, Selection, activation_sites, strip_, weight_sites
+from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
 """Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
 PRUNING_STEPS = 100
 """How often masks are chosen anew within the pruning window."""
+STAGES = ("dense", "pruning", "quantising", "final")
+"""What ``compress/stage`` counts."""
+_KEPT = ("sparsity", "bits", "method", "scope", "separation", "activations")
+"""Arguments that a resumed fit must have as they were."""
 
 
 class FocusedCompression(Callback):
@@ -40,8 +49,23 @@ class FocusedCompression(Callback):
     compressed network, so validation, checkpoints and other callbacks see what will be shipped. No parameter is
     added to the model or to its optimisers.
 
-    Logged each epoch: ``compress/sparsity``, ``compress/bits_per_weight`` (zero-order entropy), ``compress/ratio``
-    (of fp32 weights to that), ``compress/focused_layers``.
+    Weights are what multiplies in the first batch, whatever the classes of its modules
+    (:func:`~lightning_effnn.quantization.find_weights_`), those of known classes that took no part, and what
+    :func:`~lightning_effnn.quantization.declare_weight` says. What doesn't train when the fit begins is left alone,
+    unless ``include`` names it. What is left out is said once, as a warning where that is more than a tenth of the
+    multiply-accumulates.
+
+    Whatever else writes weights (optimisers of any kind, averages, momentum encoders, checkpoints that are loaded in a
+    hook) is kept: it is the new latent value, see :mod:`lightning_effnn.compression.projector`.
+
+    A fit that ends before its schedule (early stopping, ``max_time``) is compressed at once then; what is written has
+    been validated once more after that, and a warning tells the figures before and after.
+
+    Logged each epoch: ``compress/sparsity``, ``compress/bits_per_weight`` and ``compress/ratio`` of the whole network,
+    biases, norms and what was left alone included, as a file of it would have them
+    (:class:`~lightning_effnn.compression.CompressionReport`); ``compress/focused_layers``; and, at validation too,
+    ``compress/stage``: 0 dense, 1 pruning, 2 quantising, 3 final, from where on the network is one that could be
+    shipped.
 
     Args:
         sparsity: share of zeros to reach, in [0, 1); 0 leaves out pruning.
@@ -51,20 +75,22 @@ class FocusedCompression(Callback):
         scope: what is compared when weights are cut: magnitudes of the whole network (``"global"``), of each
             ``"layer"``, or ``"lamp"`` scores, which leave small layers denser (arXiv 2010.07611).
         separation: from which separation of its two lobes on a layer is recentralised (paper: 2.0).
-        include, exclude: patterns of parameter names or class names.
+        include, exclude: patterns of parameter names, module names or class names.
         activations: bits to which the inputs of these layers are rounded, from the start of ``quantize`` on and for
             good: the file holds the scales, and loading it into a model rounds them again. None leaves them alone.
         export: path of the ``.effnn`` file written at the end of the fit; None writes none.
         other: how biases, norms and running statistics are stored: ``"fp32"``, ``"fp16"`` or ``"int8"``; narrower ones
             are rounded in the model at the end of the fit too, so that the file holds exactly the model.
+        best_of_compressed: callbacks that monitor a metric (``ModelCheckpoint``, ``EarlyStopping``) are asked from
+            stage 3 on only, so that the best network is the best of those that could be shipped.
         prefix: first part of the logged keys.
 
     Raises:
-        ValueError: an argument out of range, at construction; at the start of the fit, no prunable weight or a
-            weight with NaN or infinity.
-        MisconfigurationException: a window that doesn't fit the fit, a fit without end, an optimiser that evaluates the
-            loss several times a step (LBFGS), or a strategy that shards parameters, or another
-            callback that rounds the same weights.
+        ValueError: an argument out of range, at construction; at the start of the fit, a weight with NaN or infinity;
+            after the first batches, no prunable weight; in the fit, a weight that has become NaN or infinite.
+        MisconfigurationException: a window that doesn't fit the fit, a fit without end, an optimiser that evaluates
+            the loss several times a step (LBFGS), a strategy that shards parameters, another callback that rounds the
+            same weights, or a checkpoint of a fit with other arguments to resume from.
 
     Example:
         >>> FocusedCompression(sparsity=0.9, bits=5, prune=(0.1, 0.5), quantize=(0.5, 0.9)).bits
@@ -88,6 +114,7 @@ class FocusedCompression(Callback):
         activations: int | None = None,
         export: str | Path | None = None,
         other: Literal["fp32", "fp16", "int8"] = "fp32",
+        best_of_compressed: bool = False,
         prefix: str = "compress",
     ) -> None:
         check_sparsity(sparsity)
@@ -113,12 +140,17 @@ class FocusedCompression(Callback):
         self.method, self.scope, self.separation = method, scope, separation
         self.include, self.exclude = include, exclude
         self.export, self.other, self.prefix = export, other, prefix
+        self.best_of_compressed = best_of_compressed
         self.projector: Projector | None = None
         self._attachment: Attachment | None = None
         self.report: CompressionReport | None = None
-        self._saved: dict[str, Any] | None = None
-        self._saved_scales: dict[str, Any] | None = None
-        self._hooks: list[Any] = []
+        self._selection: Selection | None = None
+        self._excluded: Sequence[str] | None = exclude  # and what nobody optimises
+        self._first: FirstBatches | None = None
+        self._saved: dict[str, Any] | None = None  # a checkpoint's state, until the model is there
+        self._following: Following | None = None
+        self._finished = False  # while the last validation runs
+        self._waiting: list[tuple[Any, str]] = []
         self._pruned = -1  # last of the PRUNING_STEPS done
         self._rounded = -1  # last of the FRACTIONS done
 
@@ -127,16 +159,33 @@ class FocusedCompression(Callback):
         """Fixed by the prefix."""
         return f"{type(self).__name__}[{self.prefix}]"
 
+    @property
+    def stage(self) -> int:
+        """How far the network is, as in :data:`STAGES`."""
+        pruned = self._pruning is None or self._pruned >= PRUNING_STEPS
+        rounded = self._quantizing is None or self._rounded >= len(FRACTIONS) - 1
+        if pruned and rounded:
+            return 3
+        return 2 if self._rounded >= 0 else 1 if self._pruned >= 0 else 0
+
     def state_dict(self) -> dict[str, Any]:
-        """Latent weights, masks, formats, and how far the schedule has come."""
-        projector = self._saved if self.projector is None else self.projector.state_dict()
-        scales = self._saved_scales if self._attachment is None else self._attachment.quantizers.state_dict()
-        return {"projector": projector, "activations": scales, "pruned": self._pruned, "rounded": self._rounded}
+        """Latent weights, masks, formats, how far the schedule has come, and the arguments that have to stay."""
+        if self._saved is not None:
+            return self._saved
+        return {
+            "projector": None if self.projector is None else self.projector.state_dict(),
+            "excluded": self._excluded,
+            "weights": {} if self._selection is None else noted_uses(self._selection.model),
+            "activations": None if self._attachment is None else self._attachment.quantizers.state_dict(),
+            "pruned": self._pruned,
+            "rounded": self._rounded,
+            "stage": self.stage,
+            "arguments": {name: getattr(self, name) for name in _KEPT},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the model is there."""
-        self._saved, self._saved_scales = state_dict["projector"], state_dict["activations"]
-        self._pruned, self._rounded = state_dict["pruned"], state_dict["rounded"]
+        self._saved = state_dict
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse early what cannot work."""
@@ -144,12 +193,19 @@ class FocusedCompression(Callback):
             return
         check_whole_weights(trainer, self)
         check_end(trainer, self, self._pruning, self._quantizing)
+        if self.best_of_compressed:
+            self._let_wait(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave other callbacks as they were."""
+        self._wait_no_more()
 
     def rounds(self, pl_module: Any) -> set[str]:
         """Names of the weights and activations that have to be left alone by others."""
         names = set()
         if self._quantizing is not None or self.export is not None:
-            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+            sites = Selection(pl_module, self.include, self.exclude).sites
+            names |= {f"weights/{site.name}" for site in sites}
         if self.activations is not None:
             names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
         return names
@@ -160,53 +216,64 @@ class FocusedCompression(Callback):
             if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "LBFGS":
                 raise MisconfigurationException("FocusedCompression cannot follow LBFGS, which steps within its step")
         check_rounds_alone(trainer, pl_module, self)
-        if self._saved is None:  # an earlier fit with this callback is over
-            self._pruned = self._rounded = -1
-        if self._attachment is not None:
-            strip_(self._attachment.model)
-            self._attachment = None
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            self._check_resumed(saved)
+        self._pruned, self._rounded = (-1, -1) if saved is None else (saved["pruned"], saved["rounded"])
+        self._take_off()
+        if saved is not None:
+            restore_uses_(pl_module, saved["weights"])
+        self._selection = selection_of(trainer, pl_module, self)
+        self._excluded = self._selection.excluded
         self.projector = Projector(
             pl_module,
-            include=self.include,
-            exclude=self.exclude,
+            sites=self._selection.sites,
             method=self.method,
             scope=self.scope,
             bits=self.bits,
             separation=self.separation,
         )
-        if self._saved is not None:
-            self.projector.load_state_dict(self._saved)
-            self._saved = None
-        if self._saved_scales is not None:
-            self._round_activations(pl_module)
-            assert self._attachment is not None
-            self._attachment.quantizers.load_state_dict(self._saved_scales)
-            self._saved_scales = None
+        if saved is not None and saved["projector"] is not None:
+            self.projector.load_state_dict(saved["projector"])
+        if saved is not None and saved["activations"] is not None:
+            self._round_activations(pl_module, saved["activations"])
+        self._first = FirstBatches(type(self).__name__, self._selection) if saved is None else None
+        if saved is not None:
+            tell(type(self).__name__, self._selection)
         log_parameters(trainer, self)
-        names = [layer.site.name for layer in self.projector.layers]
-        rank_zero_info(f"FocusedCompression takes {len(names)} weights: {', '.join(names)}")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Look at what multiplies in the first batches."""
+        if self._first is not None:
+            self._first.open()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Look no further, for now."""
+        if self._first is not None:
+            self._first.pause()
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Look on where a training step does several passes by itself."""
+        if self._first is not None and not pl_module.automatic_optimization:
+            self._first.open()
+
+    def _take(self, trainer: Any, pl_module: Any) -> None:
+        """Take what was seen to multiply."""
+        assert self.projector is not None
+        if self._first is not None and self._first.close(trainer):
+            assert self._selection is not None
+            self.projector.take(self._selection.sites or weight_sites(pl_module, self.include, self.exclude))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Follow each step of each optimiser."""
-        for optimizer in trainer.optimizers:
-            hook = getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._after_step)
-            self._hooks.append(hook)
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Put the latent weights back, for the optimiser to move."""
         assert self.projector is not None
-        if self.projector.projected:
-            self.projector.learn_alpha(optimizer.param_groups[0]["lr"])
-        self.projector.restore()
-
-    def _after_step(self, *_: Any) -> None:
-        assert self.projector is not None
-        self.projector.capture()
+        self._following = self.projector.follow(getattr(o, "optimizer", o) for o in trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Go on with the schedule."""
         assert self.projector is not None
-        self.projector.capture()  # where a scaler has skipped the step
+        self.projector.sync()
+        self._take(trainer, pl_module)
         done = passed(trainer, batch_idx + 1)
         if self._pruning is not None:
             progress = self._pruning.progress(done, epochs_of(trainer))
@@ -219,7 +286,7 @@ class FocusedCompression(Callback):
 
     def _prune_to(self, step: int) -> None:
         assert self.projector is not None
-        if step > self._pruned:
+        if step > self._pruned and self.projector.finite:  # else the fit's own error comes first, or the next step's
             self._pruned = step
             self.projector.prune(cubic_sparsity(self.sparsity, step / PRUNING_STEPS))
             if step >= PRUNING_STEPS:
@@ -227,37 +294,173 @@ class FocusedCompression(Callback):
 
     def _round_to(self, step: int) -> None:
         assert self.projector is not None
-        if step > self._rounded:
+        if step > self._rounded and self.projector.finite:
             self._rounded = step
             self.projector.quantize(FRACTIONS[step])
 
-    def _round_activations(self, pl_module: Any) -> None:
+    def _round_activations(self, pl_module: Any, scales: dict[str, Any] | None = None) -> None:
         assert self.activations is not None
-        self._attachment = quantize_activations_(pl_module, self.activations, self.include, self.exclude)
+        self._attachment = quantize_activations_(pl_module, self.activations, self.include, self._excluded)
+        if scales is not None:
+            self._attachment.quantizers.load_state_dict(scales)
         rank_zero_info(f"FocusedCompression rounds the inputs of {', '.join(self._attachment.activations)}")
 
+    def _take_off(self) -> None:
+        """No activation is rounded any more."""
+        if self._attachment is not None:
+            strip_(self._attachment.model)
+            self._attachment = None
+
+    @torch.inference_mode(False)  # what is made for a test outlives it
+    def _show(self, trainer: Any, pl_module: Any) -> None:
+        """Have the network of a checkpoint that was loaded outside a fit: its activations too."""
+        if self._saved is None or trainer.state.fn == "fit":
+            return
+        saved, self._saved = self._saved, None
+        self._check_resumed(saved)
+        self._take_off()
+        restore_uses_(pl_module, saved["weights"])
+        self._excluded = saved["excluded"]
+        if saved["activations"] is not None:
+            self._round_activations(pl_module, saved["activations"])
+        if saved.get("stage", 3) < 3:
+            rank_zero_warn(
+                f"FocusedCompression: the checkpoint is of the stage {STAGES[saved['stage']]!r}: this is not yet the"
+                " compressed network. best_of_compressed=True has ModelCheckpoint compare compressed ones only"
+            )
+
+    def _check_resumed(self, saved: dict[str, Any]) -> None:
+        """Refuse to go on with other arguments than a checkpoint's."""
+        wrong = [
+            f"{name}={getattr(self, name)!r} (it had {value!r})"
+            for name, value in saved.get("arguments", {}).items()
+            if getattr(self, name) != value
+        ]
+        if wrong:
+            raise MisconfigurationException(
+                f"FocusedCompression cannot go on from this checkpoint with {', '.join(wrong)}: give what it had, or"
+                " begin a new fit with the checkpoint's weights (load_from_checkpoint)"
+            )
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Test the network of the checkpoint."""
+        self._show(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Predict with the network of the checkpoint."""
+        self._show(trainer, pl_module)
+
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Validate with the same scales on all processes: each has observed batches of its own."""
+        """Validate what would be shipped, with the same scales on all processes: each has observed its own batches."""
+        self._show(trainer, pl_module)
+        if self._following is not None:
+            assert self.projector is not None
+            self.projector.sync()
+        self._share_scales(trainer)
+
+    def _share_scales(self, trainer: Any) -> None:
         if self._attachment is not None and trainer.world_size > 1:
             state = trainer.strategy.broadcast(self._attachment.quantizers.state_dict())
             self._attachment.quantizers.load_state_dict(state)
 
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Once compression is over, whoever exchanges weights for a validation is told what they have become."""
+        if self._finished and batch_idx == 0 and dataloader_idx == 0:
+            assert self.projector is not None
+            self.projector.project()
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say of which stage the network is that was validated."""
+        if self._following is not None or self._finished:
+            self._log(pl_module, {"stage": float(self.stage)})
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how small it has become."""
         assert self.projector is not None
-        figures = self.projector.figures()
+        self.projector.sync()
+        figures = self._figures(pl_module) if trainer.is_global_zero else None
+        self._log(pl_module, trainer.strategy.broadcast(figures) | {"stage": float(self.stage)})
+
+    def _figures(self, pl_module: Any) -> dict[str, float]:
+        assert self.projector is not None
+        figures = {"focused_layers": float(self.projector.focused_layers)}
+        try:
+            report = measure_compressed(pl_module, other=self.other)
+        except TypeError as error:  # the state holds what no file could
+            rank_zero_warn(f"FocusedCompression logs no size: {error}")
+            return figures
+        return {"sparsity": report.sparsity, "bits_per_weight": report.bits_per_weight, "ratio": report.ratio} | figures
+
+    def _log(self, pl_module: Any, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Settle on the formats, write the file and the figure."""
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Settle on the formats, and validate what that changes: after all that others do at the end of training."""
+        own = pl_module.on_train_end
+
+        def last() -> None:
+            vars(pl_module).pop("on_train_end", None)
+            own()
+            self._finish(trainer, pl_module)
+
+        pl_module.on_train_end = last
+
+    def _finish(self, trainer: Any, pl_module: Any) -> None:
         assert self.projector is not None
-        if self._pruning is not None:  # a fit that was stopped early is compressed as asked for all the same
+        stage, before = self.stage, dict(trainer.callback_metrics)
+        self._release()
+        if not self._complete():
+            return
+        if stage == 3:
+            told = "weights that others wrote at the end of the training (an average) are compressed"
+        else:
+            told = f"the fit ended at the stage {STAGES[stage]!r} and the rest was done at once"
+        if self.activations is not None and self._attachment is None:
+            told += "; no activation is rounded, for none was seen in time"
+        if trainer.enable_validation:
+            after = self._validate(trainer)
+            told += "; validated before and after: " + ", ".join(
+                f"{name} {float(before.get(name, math.nan)):.4g} and {value:.4g}" for name, value in after.items()
+            )
+        else:
+            told += "; without validation data nothing tells what that costs"
+        (rank_zero_warn if stage < 3 else rank_zero_info)(f"FocusedCompression: {told}")
+
+    def _complete(self) -> bool:
+        """Compress as asked for, whatever the time; whether that changed a weight."""
+        assert self.projector is not None
+        stage = self.stage
+        if self._pruning is not None:
             self._prune_to(PRUNING_STEPS)
         if self._quantizing is not None:
             self._round_to(len(FRACTIONS) - 1)
-        self.projector.finish()
-        self.on_validation_start(trainer, pl_module)
+        return self.projector.finish() or stage < 3
+
+    def _validate(self, trainer: Any) -> dict[str, float]:
+        """Run the fit's own validation once more; what it logs."""
+        self._finished = True
+        trainer.validating = True
+        try:
+            results = trainer.fit_loop.epoch_loop.val_loop.run()
+        finally:
+            trainer.training = True
+            self._finished = False
+        logged = {name: float(value) for result in results for name, value in result.items()}
+        return {name: value for name, value in logged.items() if not name.startswith(f"{self.prefix}/")}
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the file and the figure."""
+        assert self.projector is not None
+        stage = self.stage
+        if self._complete():
+            why = "weights that were written after the last validation are compressed"
+            if stage < 3:
+                why = f"no epoch was left after the stage {STAGES[stage]!r}, and the rest was done at once"
+            rank_zero_warn(f"FocusedCompression: {why}; what that gives has not been validated")
+        self._share_scales(trainer)
         if self.export is not None:
             self.save(pl_module, self.export, write=trainer.is_global_zero)
             log_file(trainer, f"{self.prefix}/model", self.export, "model")
@@ -266,11 +469,37 @@ class FocusedCompression(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the model usable: with its projected weights, and nothing on it."""
+        vars(pl_module).pop("on_train_end", None)
         if self.projector is not None:
             self.projector.capture()
         if self._attachment is not None:
             strip_(pl_module)
         self._release()
+        self._wait_no_more()
+
+    # other callbacks
+
+    def _let_wait(self, trainer: Any) -> None:
+        """Let callbacks that monitor a metric see compressed networks only."""
+        self._wait_no_more()
+        for callback in trainer.callbacks:
+            if getattr(callback, "monitor", None) is None:
+                continue
+            for name in ("on_train_batch_end", "on_validation_end", "on_train_epoch_end"):
+                setattr(callback, name, self._once_compressed(getattr(callback, name)))
+                self._waiting.append((callback, name))
+
+    def _once_compressed(self, hook: Callable[..., None]) -> Callable[..., None]:
+        def asked(*args: Any, **kwargs: Any) -> None:
+            if self.stage == 3:
+                hook(*args, **kwargs)
+
+        return asked
+
+    def _wait_no_more(self) -> None:
+        for callback, name in self._waiting:
+            vars(callback).pop(name, None)
+        self._waiting.clear()
 
     def save(self, pl_module: Any, path: str | Path, *, write: bool = True) -> None:
         """Write the compressed network now, and give the model the values that the file holds.
@@ -301,6 +530,9 @@ class FocusedCompression(Callback):
         log_figure(trainer, f"{self.prefix}/weights", figure, report_folder(trainer, None))
 
     def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        if self._first is not None:
+            self._first.end()
+            self._first = None
+        if self._following is not None:
+            self._following.remove()
+            self._following = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_effnn.callbacks._first_batches import selection_of, share, tell
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
@@ -23,10 +24,12 @@ from lightning_effnn.quantization import (
     Attachment,
     QuantizationPlan,
     ScaleOptimizer,
+    Selection,
+    WeightFinder,
     activation_sites,
     strip_,
-    weight_sites,
 )
+from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 from lightning_effnn.search.bits import COSTS, BitSearch
 from lightning_effnn.search.bits.search import check_options
 from lightning_effnn.search.plots import choices_figure
@@ -43,6 +46,9 @@ class LowPrecisionSearch(Callback):
     training batch, before it is trained on); a controller moves down ``loss + cost_weight * cost``. At ``freeze`` the
     most probable bits stay, and the model trains on with them and learned scales. Validation always sees the bits that
     are ahead. If a loss is not finite the search stops choosing, says so, and training goes on.
+
+    Weights are what multiplies in the run with which the search begins, whatever the classes of the modules, as for
+    :class:`~lightning_effnn.callbacks.FocusedCompression`.
 
     Nothing is registered in the model or its optimisers. At the end of the fit the quantisers stay attached, so that a
     test is of the quantised model; ``quantization.strip_(model)`` takes them off, ``quantization.bake_(model)`` writes
@@ -111,12 +117,13 @@ class LowPrecisionSearch(Callback):
         self.search: BitSearch | None = None
         self.history: list[dict[str, Any]] = []
         self._held_out: HeldOut | None = None
+        self._excluded: list[str] = []  # patterns of exclude, and names of what nobody optimises
         self._position = 0  # of the held-out batches, in the checkpoint
         self._scales: ScaleOptimizer | None = None
         self._stopped = False
         self._stepped = False
         self._interrupted = False
-        self._saved: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None  # a checkpoint's state, until the model is there
 
     @property
     def plan(self) -> QuantizationPlan | None:
@@ -130,25 +137,30 @@ class LowPrecisionSearch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The search, its scales' optimiser, and where the held-out batches are."""
+        if self._saved is not None:
+            return self._saved
         if self.search is None:
-            return self._saved or {}
+            return {"search": None}  # Lightning would not save an empty one
         return {
             "search": self.search.state_dict(),
             "scales": None if self._scales is None else self._scales.state_dict(),
             "position": self._position if self._held_out is None else self._held_out.position,
             "history": self.history,
             "stopped": self._stopped,
+            "known": noted_uses(self.search.model),
+            "excluded": self._excluded,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the model is there."""
-        self._saved = state_dict or None
+        self._saved = state_dict
 
     def rounds(self, pl_module: Any) -> set[str]:
         """Names of the weights and activations that have to be left alone by others."""
         names = set()
         if self.weights:
-            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+            sites = Selection(pl_module, self.include, self.exclude).sites
+            names |= {f"weights/{site.name}" for site in sites}
         if self.activations:
             names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
         return names
@@ -171,12 +183,8 @@ class LowPrecisionSearch(Callback):
         """Go on where a checkpoint was taken."""
         check_rounds_alone(trainer, pl_module, self)
         log_parameters(trainer, self)
-        if self.search is not None and (
-            self._saved is not None or self._interrupted or self.search.model is not pl_module
-        ):
-            strip_(self.search.model)  # an earlier fit with this callback is over
-            self.search, self._held_out, self._scales = None, None, None
-            self.history, self._stopped = [], False
+        if self.search is not None and (self._interrupted or self.search.model is not pl_module):
+            self._forget()  # an earlier fit with this callback is over
         self._interrupted = False
         self._restore(pl_module)
 
@@ -191,8 +199,12 @@ class LowPrecisionSearch(Callback):
             _share(trainer, attachment)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Test what was chosen, also where only a checkpoint was loaded."""
-        self._restore(pl_module)
+        """Test what was chosen or is ahead, also where only a checkpoint was loaded."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Predict with what was chosen or is ahead."""
+        self.on_validation_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin, compare, draw or settle, whatever it is time for."""
@@ -253,7 +265,12 @@ class LowPrecisionSearch(Callback):
         if self.search is None:
             rank_zero_warn("LowPrecisionSearch: the fit ended before the search began: no bits were chosen")
             return
-        assert self.plan is not None
+        if self.plan is None:  # resumed, with no epoch left to train
+            rank_zero_warn(
+                "LowPrecisionSearch: no bits were chosen and no plan is written: the checkpoint's search had not ended,"
+                f" and max_epochs={trainer.max_epochs} left nothing to train. Resume with more epochs"
+            )
+            return
         if self.export is not None and trainer.is_global_zero:
             self.plan.save(self.export)
             log_file(trainer, f"{self.prefix}/bits", self.export, "quantization-plan")
@@ -272,15 +289,26 @@ class LowPrecisionSearch(Callback):
         epochs = epochs_of(trainer)
         start, end = self.window.fractions(epochs)
         steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
-        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         self._held_out = HeldOut(trainer)
+        held_out = self._held_out.batch(trainer, batch)
+        self._look(trainer, pl_module, lambda: held_out_loss(trainer, pl_module, held_out, step))
+        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
         names = ", ".join(self.search.options)
         rank_zero_info(f"LowPrecisionSearch chooses the bits of {names} by the loss of {where}")
-        held_out = self._held_out.batch(trainer, batch)
         self.search.survey(lambda: held_out_loss(trainer, pl_module, held_out, step), self.cost, self.accelerator)
         if trainer.world_size > 1:  # each process has seen a batch of its own
             self.search.load_state_dict(trainer.strategy.broadcast(self.search.state_dict()))
+
+    def _look(self, trainer: Any, pl_module: Any, run: Callable[[], object]) -> None:
+        """See what multiplies, whatever the classes of the modules, and say what is left out."""
+        selection = selection_of(trainer, pl_module, self)
+        with WeightFinder(pl_module) as finder:
+            run()
+        error = share(trainer, pl_module, finder.error)
+        self._excluded = selection.excluded
+        if self.weights:
+            tell(type(self).__name__, selection, error)
 
     def _compare(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
         assert self.search is not None
@@ -318,9 +346,14 @@ class LowPrecisionSearch(Callback):
 
     @torch.inference_mode(False)  # what is made for a test outlives it
     def _restore(self, pl_module: Any) -> None:
-        if self._saved is None or self.search is not None:
+        if self._saved is None:
             return
         saved, self._saved = self._saved, None
+        self._forget()
+        if saved.get("search") is None:  # taken before the search began
+            return
+        restore_uses_(pl_module, saved["known"])
+        self._excluded = saved["excluded"]
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
         self.search.load_state_dict(saved["search"])
         self.history, self._stopped = list(saved["history"]), saved["stopped"]
@@ -330,9 +363,16 @@ class LowPrecisionSearch(Callback):
             self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())
             self._scales.load_state_dict(saved["scales"])
 
+    def _forget(self) -> None:
+        """Be as before any search."""
+        if self.search is not None:
+            strip_(self.search.model)
+        self.search, self._held_out, self._scales = None, None, None
+        self.history, self._stopped, self._position = [], False, 0
+
     def _attached(self, pl_module: Any, steps: int) -> BitSearch:
         return BitSearch(
-            pl_module, self.weights, self.activations, self.include, self.exclude, steps=steps, seed=self.seed
+            pl_module, self.weights, self.activations, self.include, self._excluded, steps=steps, seed=self.seed
         )
 
     def _batches(self, trainer: Any) -> int:

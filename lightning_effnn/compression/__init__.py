@@ -13,10 +13,17 @@ True
 """
 
 from lightning_effnn.compression.activations import quantize_activations_
-from lightning_effnn.compression.artifact import inspect_compressed, load_compressed, read_info, save_compressed
+from lightning_effnn.compression.artifact import (
+    inspect_compressed,
+    load_compressed,
+    measure_compressed,
+    read_info,
+    save_compressed,
+)
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.finish import bake_, round_others_
 from lightning_effnn.compression.focus import Focused, LayerFocus, focus, focus_model_
+from lightning_effnn.compression.following import Following
 from lightning_effnn.compression.projector import Projector
 from lightning_effnn.compression.pruning import PruneReport, prune_model_
 from lightning_effnn.compression.size_report import CompressionReport
@@ -25,6 +32,7 @@ __all__ = [
     "ArtifactError",
     "CompressionReport",
     "Focused",
+    "Following",
     "LayerFocus",
     "Projector",
     "PruneReport",
@@ -33,6 +41,7 @@ __all__ = [
     "focus_model_",
     "inspect_compressed",
     "load_compressed",
+    "measure_compressed",
     "prune_model_",
     "quantize_activations_",
     "read_info",

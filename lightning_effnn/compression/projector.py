@@ -2,9 +2,13 @@
 
 The optimiser moves *latent* weights; what the network runs with is their projection: masked, and, as far as
 quantisation has come, rounded to the layer's format. The projection is written into the model's own
-parameters; before the optimiser steps, the latent values are put back, and after it they are taken out again. The
+parameters; before an optimiser steps, the latent values are put back, and after it they are taken out again. The
 gradient of the projection thus reaches the latent weights unchanged (straight-through, Bengio et al., arXiv
 1308.3432), cut ones too, so that they can grow back.
+
+The projector owns what it has written and nothing else: whatever anybody else writes into a weight (a checkpoint
+that is loaded, a momentum encoder, an average, an optimiser that torch doesn't know) is noticed before the
+projector writes again, and kept.
 
 The model's structure, its ``state_dict`` and its optimisers stay what they were: between steps it *is* the
 compressed network, for validation, checkpoints and copies alike. All that is added lives in the projector.
@@ -12,7 +16,8 @@ compressed network, for validation, checkpoints and copies alike. All that is ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn.compression.focus import focus
-from lightning_effnn.compression.layer import Layer, entropy_bits, select
+from lightning_effnn.compression.following import Following
+from lightning_effnn.compression.layer import Layer, pieces, select
 from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds
-from lightning_effnn.formats import RecentralizedPowerOfTwo, declare_format
-from lightning_effnn.quantization.sites import check_finite, weight_sites
+from lightning_effnn.formats import RecentralizedPowerOfTwo
+from lightning_effnn.quantization.sites import Site, check_finite, weight_sites
 
 
 class Projector:
@@ -32,6 +38,7 @@ class Projector:
     Args:
         model: its weights are projected; nothing else of it is touched.
         include, exclude: patterns, see :func:`lightning_effnn.quantization.sites.weight_sites`.
+        sites: the weights, in place of what ``include`` and ``exclude`` choose; more may come, see :meth:`take`.
         method, scope: of pruning, see :mod:`pruning`.
         bits, separation: of focused quantisation, see :func:`focus`.
 
@@ -51,85 +58,139 @@ class Projector:
         *,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        sites: Sequence[Site] | None = None,
         method: Method = "dns",
         scope: Scope = "global",
         bits: int = 5,
         separation: float = 2.0,
     ) -> None:
-        sites = weight_sites(model, include, exclude)
-        check_finite(sites)
+        sites = weight_sites(model, include, exclude) if sites is None else sites
         if method not in ("dns", "magnitude"):
             raise ValueError(f"method={method!r}: one of 'dns', 'magnitude' is needed")
         self.method, self.scope = method, scope
         self.bits, self.separation = bits, separation
-        self.layers = [
-            Layer(site, site.parameter.detach().clone(), torch.ones_like(site.parameter, dtype=torch.bool))
-            for site in sites
-        ]
-        self._thresholds: list[Tensor] = []
+        self.layers: list[Layer] = []
         self.fraction = 0.0
-        self.projected = True
+        self.steps = 0
+        self._seen: set[int] = set()  # layers looked at since the last call of sync
+        self.take(sites)
 
-    # between the optimiser's steps
+    def take(self, sites: Sequence[Site]) -> None:
+        """Take these weights and no others; those that were taken before go on as they are.
+
+        Args:
+            sites: from :func:`~lightning_effnn.quantization.weight_sites`.
+
+        Raises:
+            ValueError: a weight with NaN or infinity.
+        """
+        check_finite(sites)
+        before = {id(layer.site.parameter): layer for layer in self.layers}
+        grows = self.method == "dns"
+        self.layers = [before.get(id(site.parameter)) or Layer.of(site, grows=grows) for site in sites]
+
+    # around the optimiser's steps
+
+    def follow(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> Following:
+        """Follow every step that any optimiser of torch makes on these weights, until the answer is removed.
+
+        See :mod:`lightning_effnn.compression.following`.
+
+        Args:
+            optimizers: those whose ``train()`` and ``eval()`` exchange weights (schedule-free ones).
+        """
+        return Following(self, optimizers)
+
+    def of(self, parameters: Iterable[Tensor]) -> list[Layer]:
+        """The layers whose weights are among ``parameters``."""
+        mine = {id(layer.site.parameter): layer for layer in self.layers}
+        return [mine[id(parameter)] for parameter in parameters if id(parameter) in mine]
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put the latent weights into the model, for the optimiser to move."""
-        if self.projected:
-            torch._foreach_copy_(
-                [layer.site.parameter for layer in self.layers], [layer.latent for layer in self.layers]
-            )
-            self.projected = False
+    def restore(self, layers: Sequence[Layer] | None = None, lr: float = 0.0) -> None:
+        """Put the latent weights into the model, for an optimiser to move.
+
+        What somebody else has written since is taken over first, see :meth:`Layer.adopt`.
+
+        Args:
+            layers: those that it moves; all by default.
+            lr: at which the scales of these layers learn from the gradients that stand in the model.
+
+        Raises:
+            ValueError: a weight is not finite; its name and the step are given.
+        """
+        layers = [layer for layer in (self.layers if layers is None else layers) if layer.projected]
+        self._adopt(layers)
+        if lr:
+            self._learn_alpha(layers, lr)
+        for layer in layers:
+            layer.restore()
 
     @torch.no_grad()
-    def capture(self) -> None:
-        """Take the moved latent weights out of the model and write their projection."""
-        if not self.projected:
-            torch._foreach_copy_(
-                [layer.latent for layer in self.layers], [layer.site.parameter for layer in self.layers]
-            )
-            for layer, threshold in zip(self.layers, self._thresholds, strict=False):
-                if self.method == "dns":  # at once: a cut weight moves on unopposed, and would return too large
-                    layer.mask = cut_and_splice(layer.latent, layer.mask, threshold)
-                else:  # what is cut stays cut: nothing is kept of it
-                    layer.latent.copy_(select(layer.mask, layer.latent))
-            self.project()
+    def capture(self, layers: Sequence[Layer] | None = None) -> None:
+        """Take the moved latent weights out of the model and write their projection, where they stand there."""
+        for layer in self.layers if layers is None else layers:
+            if not layer.projected:
+                layer.capture()
+                self._seen.add(id(layer))
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Project what somebody else has written into weights that no optimiser has moved since the last call."""
+        self.capture()
+        for layer in self._adopt([layer for layer in self.layers if id(layer) not in self._seen]):
+            layer.write()
+        self._seen.clear()
 
     @torch.no_grad()
     def project(self) -> None:
         """Write the projection into the model."""
-        for layer in self.layers:  # one after another: all projections at once would be another copy of the weights
-            layer.site.parameter.copy_(layer.projection())
-        self.projected = True
+        for layer in self.layers:
+            layer.write()
+
+    def _adopt(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Take over what somebody else has written into these layers; which of them it was."""
+        if not layers:
+            return []
+        device = layers[0].latent.device
+        checks = torch.stack([layer.check().to(device) for layer in layers]).tolist()  # one synchronisation for all
+        changed = [layer for layer, (same, _) in zip(layers, checks, strict=True) if not same and layer.adopt()]
+        suspect = [layer for layer, (_, finite) in zip(layers, checks, strict=True) if not finite]
+        self.check_finite([*suspect, *changed])
+        return changed
+
+    def check_finite(self, layers: Sequence[Layer] | None = None) -> None:
+        """Refuse to go on with weights that are not finite.
+
+        Raises:
+            ValueError: NaN or infinity; the weights' names and the step are given.
+        """
+        wrong = [layer.site.name for layer in (self.layers if layers is None else layers) if not layer.finite]
+        if wrong:
+            raise ValueError(
+                f"the training diverged: NaN or infinity in {', '.join(wrong)} after {self.steps} optimiser steps;"
+                " nothing was compressed or written since"
+            )
 
     def declare(self) -> None:
         """Declare the formats of the weights that are rounded altogether, for traces and files."""
         for layer in self.layers:
-            number_format = layer.declared()
-            if number_format is not None:
-                declare_format(layer.site.module, layer.site.parameter_name, number_format)
+            layer.declare()
 
-    @torch.no_grad()
-    def learn_alpha(self, lr: float) -> None:
-        """One gradient step of the layers' scales, from the gradients in the model; call before :meth:`restore`.
+    def _learn_alpha(self, layers: Sequence[Layer], lr: float) -> None:
+        """One gradient step of the layers' scales, from the gradients in the model, before weights are restored.
 
         The gradient of a scale sums over all weights of a layer; it is divided by the root of their number, so that
         it moves about as fast as they do (Esser et al., LSQ, ICLR 2020, section 2.2).
         """
-        learning = [
-            (layer, layer.alpha, layer.site.parameter, layer.site.parameter.grad)
-            for layer in self.layers
-            if layer.alpha is not None and layer.rounded_from <= 0 and layer.site.parameter.grad is not None
-        ]
-        if not learning:
-            return
-        layers, alphas, weights, grads = zip(*learning, strict=True)
-        slopes = torch._foreach_div([product.sum() for product in torch._foreach_mul(grads, weights)], alphas)
-        roots = [layer.mask.sum().clamp(min=1).sqrt() for layer in layers]
-        alphas = torch._foreach_sub(alphas, torch._foreach_div(torch._foreach_mul(slopes, lr), roots))
-        alphas = torch._foreach_clamp_max(torch._foreach_clamp_min(alphas, 0.5), 2.0)
-        for layer, alpha in zip(layers, alphas, strict=True):
-            layer.alpha = alpha
+        for layer in layers:
+            grad = layer.site.parameter.grad
+            if layer.alpha is None or layer.rounded_from > 0 or grad is None or grad.layout != torch.strided:
+                continue
+            parts = [(g * w).sum() for g, w in pieces(grad, layer.site.parameter.detach())]
+            slope = torch.stack(parts).sum() / (layer.alpha * math.sqrt(max(layer.kept, 1)))
+            moved = (layer.alpha - lr * slope).clamp(0.5, 2.0)
+            layer.alpha = torch.where(moved.isfinite(), moved, layer.alpha)  # a scaler may find infinite gradients
 
     # schedule
 
@@ -140,18 +201,19 @@ class Projector:
         From now on, surgery goes on at each step with the thresholds found here, until :meth:`settle`.
         """
         check_sparsity(sparsity)
-        self.capture()
-        self._thresholds = thresholds([layer.latent for layer in self.layers], sparsity, self.scope)
-        for layer, threshold in zip(self.layers, self._thresholds, strict=True):
-            if self.method == "dns":
-                layer.mask = cut_and_splice(layer.latent, layer.mask, threshold)
-            else:
-                layer.mask = layer.latent.abs() > threshold
+        self._collect()
+        found = thresholds([layer.latent for layer in self.layers], sparsity, self.scope)
+        for layer, threshold in zip(self.layers, found, strict=True):
+            layer.threshold = threshold
+            for latent, mask in pieces(layer.latent, layer.mask):
+                cut = cut_and_splice(latent, mask, threshold) if layer.grows else latent.abs() > threshold
+                mask.copy_(cut)
         self.project()
 
     def settle(self) -> None:
         """Keep the masks as they are from now on."""
-        self._thresholds = []
+        for layer in self.layers:
+            layer.threshold = None
 
     @torch.no_grad()
     def quantize(self, fraction: float) -> None:
@@ -162,74 +224,77 @@ class Projector:
         """
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"fraction={fraction!r}: a share from 0 to 1 is needed")
-        self.capture()
+        self._collect()
         self.fraction = fraction
         for layer in self.layers:
             self._fit(layer, fraction)
         self.project()
-        self.declare()
+
+    def _collect(self) -> None:
+        """Have the present latent values of all layers, finite ones."""
+        self.capture()
+        self._adopt(self.layers)
 
     def _fit(self, layer: Layer, fraction: float) -> None:
-        kept = torch.where(layer.mask, layer.latent, 0.0)
+        kept = select(layer.mask, layer.latent)
         found = focus(kept, self.bits, self.separation)
         layer.reason = found.reason
         if isinstance(found.format, RecentralizedPowerOfTwo):
             layer.take_format(replace(found.format, scale=1.0), kept.new_tensor(found.format.scale))
         else:
             layer.take_format(found.format, None)
-        sizes = kept[layer.mask].abs()
-        if fraction >= 1.0 or sizes.numel() == 0:
+        layer.kept = int(layer.mask.sum())
+        zeros = layer.mask.numel() - layer.kept
+        if fraction >= 1.0 or not layer.kept:
             layer.rounded_from = 0.0
         elif fraction <= 0.0:
             layer.rounded_from = float("inf")
         else:
-            first = max(1, round((1.0 - fraction) * sizes.numel()))
-            layer.rounded_from = float(sizes.kthvalue(first).values)
+            first = zeros + max(1, round((1.0 - fraction) * layer.kept))
+            layer.rounded_from = float(kept.abs().flatten().kthvalue(first).values)
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Project whatever stands in the model now, and declare the formats.
+    def finish(self) -> bool:
+        """Project whatever stands in the model now, and declare the formats; False if that changes no weight.
 
-        Weights that somebody else has written since (an average over the fit) are taken as latent.
+        Weights that somebody else has written since (an average over the fit) are taken as they are.
+
+        Raises:
+            ValueError: a weight is not finite; its name and the step are given.
         """
-        for layer in self.layers:
-            if self.projected and torch.equal(layer.site.parameter, layer.projection()):
-                continue
-            layer.latent.copy_(layer.site.parameter)
-        self.project()
+        self.capture()
+        taken = [layer for layer in self.layers if layer.take()]
+        self.check_finite()
+        for layer in taken:
+            layer.write()
         self.declare()
+        return bool(taken)
 
     # figures
 
     @property
     def sparsity(self) -> float:
         """Share of zeros in the projected weights."""
-        zeros = sum(int((layer.site.parameter == 0).sum()) for layer in self.layers)
-        return zeros / sum(layer.latent.numel() for layer in self.layers)
+        kept = sum(int(torch.count_nonzero(layer.site.parameter)) for layer in self.layers)
+        return 1.0 - kept / sum(layer.latent.numel() for layer in self.layers)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no latent weight is NaN or infinity."""
+        return all(layer.finite for layer in self.layers)
 
     @property
     def focused_layers(self) -> int:
         """Layers whose format is recentralised."""
         return sum(isinstance(layer.format, RecentralizedPowerOfTwo) for layer in self.layers)
 
-    def figures(self) -> dict[str, float]:
-        """What is logged: sparsity, zero-order entropy a weight in bits, its ratio to fp32, recentralised layers."""
-        bits = sum(entropy_bits(layer) for layer in self.layers)
-        elements = sum(layer.latent.numel() for layer in self.layers)
-        return {
-            "sparsity": self.sparsity,
-            "bits_per_weight": bits / elements,
-            "ratio": 32.0 * elements / max(bits, 1.0),
-            "focused_layers": float(self.focused_layers),
-        }
-
     # state
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""
         return {
-            "thresholds": [threshold.clone() for threshold in self._thresholds],
             "fraction": self.fraction,
+            "steps": self.steps,
             "layers": {layer.site.name: layer.state_dict() for layer in self.layers},
         }
 
@@ -243,8 +308,7 @@ class Projector:
         saved, mine = set(state["layers"]), {layer.site.name for layer in self.layers}
         if saved != mine:
             raise ValueError(f"the saved state is of other weights: {', '.join(sorted(saved ^ mine))}")
-        self._thresholds, self.fraction = list(state["thresholds"]), state["fraction"]
+        self.fraction, self.steps = state["fraction"], state["steps"]
         for layer in self.layers:
             layer.load_state_dict(state["layers"][layer.site.name])
         self.project()
-        self.declare()

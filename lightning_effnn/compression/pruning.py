@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_effnn.quantization.sites import check_finite, weight_sites
+from lightning_effnn.quantization.selection import chosen_weights
+from lightning_effnn.quantization.sites import check_finite
 
 Method = Literal["dns", "magnitude"]
 Scope = Literal["lamp", "global", "layer"]
@@ -131,9 +132,11 @@ def _lamp_scores(ordered: Tensor) -> Tensor:
 
 
 def cut_and_splice(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
-    """The surgery of one step: cut below the threshold, splice back above :data:`SPLICE` times it."""
+    """The surgery of one step: cut below the threshold, splice back above :data:`SPLICE` times it; NaN is not cut."""
     size = weight.detach().abs()
-    return (size > threshold) & (mask | (size > SPLICE * threshold))
+    return (
+        (size <= threshold).logical_not_().logical_and_((size <= SPLICE * threshold).logical_not_().logical_or_(mask))
+    )
 
 
 def _threshold(sizes: Tensor, sparsity: float) -> Tensor:
@@ -170,7 +173,7 @@ def prune_model_(
     >>> round(prune_model_(model, 0.9).sparsity, 2), int((model.weight != 0).sum())
     (0.9, 10)
     """
-    sites = weight_sites(model, include, exclude)
+    sites = chosen_weights("prune_model_", model, include, exclude)
     check_finite(sites)
     weights = [site.parameter for site in sites]
     present = [w != 0 for w in weights]

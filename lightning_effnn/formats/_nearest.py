@@ -1,15 +1,16 @@
-"""The nearest of a few levels: by a table over cells of equal width, or by a search where that would be large."""
+"""The nearest of a few levels: by a table over cells of equal width, by a search where that would be large, or by the
+leading bits of a number where levels are powers of two."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lightning_effnn.formats._carrier import carried
+from lightning_effnn.formats._carrier import Carrier, carried
 
 _MAX_CELLS = 4096  # a larger table costs more to build than the search it saves
 
@@ -27,13 +28,17 @@ class Cells:
     answers: Tensor
     first: float
     last: float
-    per_unit: float
+    per_unit: float | Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the answers for ``x``, of its shape and of the table's dtype."""
         place = (carried(x) * self.per_unit).floor_().clamp_(self.first, self.last)
         place = place.nan_to_num_(nan=self.last + 1.0).sub_(self.first).to(torch.int32)
         return self.answers.index_select(0, place.flatten()).reshape(x.shape)
+
+    def scaled(self, scale: Tensor) -> Cells:
+        """The same for levels times a positive ``scale``."""
+        return replace(self, answers=self.answers * scale, per_unit=self.per_unit / scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class Search:
 
     answers: Tensor
     middles: Tensor
-    per_unit: float
+    per_unit: float | Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the answers for ``x``, of its shape and of the table's dtype."""
@@ -56,6 +61,41 @@ class Search:
         place = torch.bucketize(x * self.per_unit, self.middles.to(x), right=True)
         place = place.masked_fill(x.isnan(), len(self.middles) + 1)
         return self.answers.index_select(0, place.flatten()).reshape(x.shape)
+
+    def scaled(self, scale: Tensor) -> Search:
+        """The same for levels times a positive ``scale``."""
+        return replace(self, answers=self.answers * scale, per_unit=self.per_unit / scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What to answer for a number, by its sign, its exponent and the first bit of its mantissa.
+
+    Attributes:
+        answers: one a key, in the order of keys as signed integers.
+        carrier: of the numbers.
+    """
+
+    answers: Tensor
+    carrier: Carrier
+
+    @staticmethod
+    def representatives(carrier: Carrier, device: torch.device) -> Tensor:
+        """The number of least magnitude with each key."""
+        half = 1 << (carrier.exponent_bits + 1)
+        return torch.arange(-half, half, dtype=carrier.integer, device=device).bitwise_left_shift(
+            carrier.mantissa_bits - 1
+        ).view(carrier.dtype)  # fmt: skip
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the answers for ``x``, of its shape and of the table's dtype."""
+        bits = x.to(self.carrier.dtype).view(self.carrier.integer)
+        place = bits.bitwise_right_shift(self.carrier.mantissa_bits - 1).add_(self.answers.numel() // 2)
+        return self.answers.index_select(0, place.flatten()).reshape(x.shape)
+
+
+Rounder = Cells | Search | Keys
+"""What gives the nearest levels of a tensor, its table made once."""
 
 
 def find_nearest(levels: Sequence[float], cell: float, scale: float, answers: Tensor) -> Cells | Search:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_effnn.formats import _checks
-from lightning_effnn.formats._carrier import FLOAT32, Carrier, carrier_of
+from lightning_effnn.formats._carrier import FLOAT32, FLOAT64, Carrier, carrier_of
+from lightning_effnn.formats._nearest import Keys
 from lightning_effnn.formats.base import FormatKind, NumberFormat
 
 MAX_BITS = 8
@@ -90,6 +91,21 @@ class PowerOfTwo(NumberFormat):
         nearest = exponent if mantissa >= 0.75 else exponent - 1
         least = self._least_max_exponent(self.bits)
         return replace(self, max_exponent=min(max(nearest, least), _MOST_EXPONENT))
+
+    def rounder(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Keys:
+        """Return what gives levels as :meth:`quantize` does, its table made once: for loops, without gradients.
+
+        A number's level follows from its sign, its exponent and the first bit of its mantissa.
+
+        Args:
+            device, dtype: of the tensors to come.
+
+        >>> rounder = PowerOfTwo(4).rounder(torch.device("cpu"))
+        >>> rounder(torch.tensor([0.7, -0.8, 0.001]))
+        tensor([ 0.5000, -1.0000,  0.0000])
+        """
+        carrier = FLOAT64 if dtype == torch.float64 else FLOAT32
+        return Keys(self.quantize(Keys.representatives(carrier, device)), carrier)
 
     @staticmethod
     def _least_max_exponent(bits: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lightning_effnn.formats import _checks
 from lightning_effnn.formats._carrier import carried
-from lightning_effnn.formats._nearest import Cells, Search, find_nearest
+from lightning_effnn.formats._nearest import Cells, Rounder, Search, find_nearest
 from lightning_effnn.formats.base import FormatKind, NumberFormat
 
 MIN_BITS, MAX_BITS = 3, 7
@@ -201,11 +200,11 @@ class RecentralizedPowerOfTwo(NumberFormat):
     def _to_codes(self, x: Tensor) -> Tensor:
         return self._nearest(x, -1, codes=True)
 
-    def rounder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def rounder(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Rounder:
         """Return what gives float32 levels as :meth:`quantize` does, its table made once: for loops, without gradients.
 
         Args:
-            device: of the tensors to come.
+            device, dtype: of the tensors to come; one table serves every dtype.
 
         >>> rounder = RecentralizedPowerOfTwo(5).rounder(torch.device("cpu"))
         >>> rounder(torch.tensor([-0.9, 0.1]))

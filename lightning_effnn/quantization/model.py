@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_effnn.formats import FP32, NumberFormat, declare_format
 from lightning_effnn.quantization.attach import Attachment, attach_, strip_
 from lightning_effnn.quantization.hooks import hosts_of
 from lightning_effnn.quantization.plan import QuantizationPlan
 from lightning_effnn.quantization.quantizer import ScaleSource, TensorQuantizer
+from lightning_effnn.quantization.selection import Selection
 from lightning_effnn.quantization.sites import activation_sites, weight_sites
 from lightning_effnn.quantization.swap import WeightSwap
 
@@ -49,17 +50,18 @@ def quantize_(
     """
     if isinstance(plan, str):
         plan = QuantizationPlan.preset(plan, model)
+        Selection(model, include, exclude).warn("quantize_")
     plan.check(model)
-    chosen = {name for site in weight_sites(model, include, exclude) for name in site.names}
-    inputs = {site.name for site in activation_sites(model, include, exclude)}
-    axes = {name: site.axis for site in weight_sites(model) for name in site.names}
+    # A plan names what it is for: frozen weights too.
+    chosen = {name: site.axis for site in weight_sites(model, include, exclude, frozen=True) for name in site.names}
+    inputs = {site.name for site in activation_sites(model, include, exclude, frozen=True)}
     attachment = attach_(
         model,
         {
             name: TensorQuantizer(
                 bits,
                 scale="learned" if scale == "learned" else "dynamic",
-                axis=axes[name] if per_channel else None,
+                axis=chosen[name] if per_channel else None,
                 signed=True,
             )
             for name, bits in plan.weights.items()
@@ -111,7 +113,7 @@ def bake_(model: nn.Module) -> nn.Module:
             parameter.copy_(swap.quantizer.eval()(parameter))
             baked[id(parameter)] = _format_of(swap)
         if baked[id(parameter)] != FP32:
-            declare_format(swap.owner, swap.parameter_name, baked[id(parameter)])
+            declare_format(swap.owner, swap.parameter_name, baked[id(parameter)], _scales_of(swap))
     return strip_(model)
 
 
@@ -120,3 +122,13 @@ def _format_of(swap: WeightSwap) -> NumberFormat:
     if not isinstance(number_format, NumberFormat):
         raise TypeError(f"the quantiser of {swap.site} must have a number_format, got {swap.quantizer!r}")
     return number_format
+
+
+def _scales_of(swap: WeightSwap) -> Tensor | None:
+    """The scale of each channel, where there are several."""
+    quantizer = swap.quantizer
+    if not isinstance(quantizer, TensorQuantizer) or quantizer.axis is None or quantizer.scale.numel() == 1:
+        return None
+    shape = [1] * swap.parameter.dim()
+    shape[quantizer.axis] = -1
+    return quantizer.scale.detach().abs().view(shape)

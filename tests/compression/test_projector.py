@@ -54,7 +54,7 @@ def test_with_magnitude_what_is_cut_stays_cut():
     model = net()
     projector = Projector(model, method="magnitude")
     projector.prune(0.5)
-    masks = [layer.mask for layer in projector.layers]
+    masks = [layer.mask.clone() for layer in projector.layers]
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
     for _ in range(3):
         step(model, projector, optimizer)
