@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_effnn.formats import FP32, NumberFormat, declare_format
 from lightning_effnn.quantization.attach import Attachment, attach_, strip_
@@ -111,7 +111,7 @@ def bake_(model: nn.Module) -> nn.Module:
             parameter.copy_(swap.quantizer.eval()(parameter))
             baked[id(parameter)] = _format_of(swap)
         if baked[id(parameter)] != FP32:
-            declare_format(swap.owner, swap.parameter_name, baked[id(parameter)])
+            declare_format(swap.owner, swap.parameter_name, baked[id(parameter)], _scales_of(swap))
     return strip_(model)
 
 
@@ -120,3 +120,13 @@ def _format_of(swap: WeightSwap) -> NumberFormat:
     if not isinstance(number_format, NumberFormat):
         raise TypeError(f"the quantiser of {swap.site} must have a number_format, got {swap.quantizer!r}")
     return number_format
+
+
+def _scales_of(swap: WeightSwap) -> Tensor | None:
+    """The scale of each channel, where there are several."""
+    quantizer = swap.quantizer
+    if not isinstance(quantizer, TensorQuantizer) or quantizer.axis is None or quantizer.scale.numel() == 1:
+        return None
+    shape = [1] * swap.parameter.dim()
+    shape[quantizer.axis] = -1
+    return quantizer.scale.detach().abs().view(shape)

@@ -295,3 +295,16 @@ def test_formats_of_a_baked_model_survive_a_copy():
     quantize_(layer, "W8A8")
     baked = copy.deepcopy(bake_(layer))
     assert isinstance(declared_formats(baked)["weight"], FixedPoint)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_baked_weights_with_a_scale_a_channel_are_declared_as_long_as_they_are_levels(bits):
+    layer = nn.Linear(30, 5)
+    with torch.no_grad():
+        layer.weight.mul_(torch.logspace(-3, 0, 5)[:, None])
+    attach_(layer, {"weight": TensorQuantizer(bits, axis=0, signed=True)})
+    bake_(layer)
+    assert declared_formats(layer)["weight"].bits == bits
+    with torch.no_grad():
+        layer.weight.add_(1e-4)
+    assert declared_formats(layer) == {}
