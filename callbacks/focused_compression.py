@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
@@ -17,6 +17,7 @@ from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, pas
 from lightning_effnn.compression import (
     CompressionReport,
     Projector,
+    measure_compressed,
     quantize_activations_,
     round_others_,
     save_compressed,
@@ -40,8 +41,9 @@ class FocusedCompression(Callback):
     compressed network, so validation, checkpoints and other callbacks see what will be shipped. No parameter is
     added to the model or to its optimisers.
 
-    Logged each epoch: ``compress/sparsity``, ``compress/bits_per_weight`` (zero-order entropy), ``compress/ratio``
-    (of fp32 weights to that), ``compress/focused_layers``.
+    Logged each epoch: ``compress/sparsity``, ``compress/bits_per_weight`` and ``compress/ratio`` of the whole network,
+    biases, norms and what was left alone included, as a file of it would have them
+    (:class:`~lightning_effnn.compression.CompressionReport`); and ``compress/focused_layers``.
 
     Args:
         sparsity: share of zeros to reach, in [0, 1); 0 leaves out pruning.
@@ -244,10 +246,19 @@ class FocusedCompression(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how small it has become."""
-        assert self.projector is not None
-        figures = self.projector.figures()
-        for name, value in figures.items():
+        figures = self._figures(pl_module) if trainer.is_global_zero else None
+        for name, value in trainer.strategy.broadcast(figures).items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _figures(self, pl_module: Any) -> dict[str, float]:
+        assert self.projector is not None
+        figures = {"focused_layers": float(self.projector.focused_layers)}
+        try:
+            report = measure_compressed(pl_module, other=self.other)
+        except TypeError as error:  # the state holds what no file could
+            rank_zero_warn(f"FocusedCompression logs no size: {error}")
+            return figures
+        return {"sparsity": report.sparsity, "bits_per_weight": report.bits_per_weight, "ratio": report.ratio} | figures
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Settle on the formats, write the file and the figure."""

@@ -13,7 +13,13 @@ True
 """
 
 from lightning_effnn.compression.activations import quantize_activations_
-from lightning_effnn.compression.artifact import inspect_compressed, load_compressed, read_info, save_compressed
+from lightning_effnn.compression.artifact import (
+    inspect_compressed,
+    load_compressed,
+    measure_compressed,
+    read_info,
+    save_compressed,
+)
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.finish import bake_, round_others_
 from lightning_effnn.compression.focus import Focused, LayerFocus, focus, focus_model_
@@ -33,6 +39,7 @@ __all__ = [
     "focus_model_",
     "inspect_compressed",
     "load_compressed",
+    "measure_compressed",
     "prune_model_",
     "quantize_activations_",
     "read_info",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_effnn.compression import activations, codec, stores
-from lightning_effnn.compression.container import DTYPES, KEY, Container, Entry, read_container, write_container
+from lightning_effnn.compression.container import DTYPES, KEY, Container, Entry, pack, read_container, write_container
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.size_report import CompressionReport, TensorSize
 from lightning_effnn.formats import NumberFormat, declared_formats
@@ -99,34 +99,31 @@ def save_compressed(
     >>> report.ratio > 80, torch.equal(state["weight"], layer.weight)
     (True, True)
     """
-    if other not in stores.OTHERS:
-        raise ValueError(f"other must be one of {', '.join(stores.OTHERS)}, got {other!r}")
-    state, declared = _state_of(model)
-    declared |= dict(formats or {})
-    metadata = dict(metadata or {})
-    reserved = {KEY, activations.KEY}
-    if reserved & set(metadata) or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
-        raise ValueError(f"metadata must be texts by name, {sorted(reserved)} excepted, got {metadata!r}")
-    if unknown := sorted(set(declared) - set(state)):
-        raise ValueError(f"formats must be of tensors in the state dict, got {', '.join(unknown)}")
-    entries: list[Entry] = []
-    rows: list[TensorSize] = []
-    seen: dict[Any, str] = {}
-    for name, x in state.items():
-        first = seen.setdefault(_memory(name, x), name)
-        if first != name:
-            entries.append(Entry(name, tuple(x.shape), x.dtype, tied_to=first))
-            rows.append(TensorSize(name, tuple(x.shape), _DTYPE_NAMES[x.dtype], "", "", 0.0, None, 0, 0.0, first))
-            continue
-        x = x.detach() if signed_zeros else _without_signed_zeros(x.detach())
-        encoded = codec.encode_tensor(x, declared.get(name), other)
-        entries.append(Entry(name, tuple(x.shape), x.dtype, encoded.data))
-        rows.append(_row(name, x, encoded))
-    if isinstance(model, nn.Module) and (record := activations.record(model)) is not None:
-        metadata[activations.KEY] = record
+    container, rows = _encoded(model, other, dict(formats or {}), dict(metadata or {}), signed_zeros)
     path = Path(path)
-    size = write_container(path, Container(entries, metadata, genuine=True))
-    return CompressionReport(path, size, tuple(rows))
+    return CompressionReport(path, write_container(path, container), rows)
+
+
+def measure_compressed(model: nn.Module | StateDict, *, other: stores.Other = "fp32") -> CompressionReport:
+    """Report what :func:`save_compressed` would write, without a file: every tensor is encoded, nothing is estimated.
+
+    It takes a third to half a second a million elements.
+
+    Args:
+        model, other: as for :func:`save_compressed`.
+
+    Raises:
+        ValueError, TypeError: as there.
+
+    >>> import tempfile
+    >>> layer = nn.Linear(100, 100)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = save_compressed(layer, f"{folder}/layer.effnn")
+    >>> measure_compressed(layer).bytes == report.bytes
+    True
+    """
+    container, rows = _encoded(model, other, {}, {}, signed_zeros=False)
+    return CompressionReport(Path(os.devnull), len(pack(container)), rows)
 
 
 @overload
@@ -206,6 +203,41 @@ def inspect_compressed(path: str | os.PathLike[str]) -> tuple[CompressionReport,
             )
         )  # fmt: skip
     return CompressionReport(info.path, info.bytes, tuple(rows)), state
+
+
+def _encoded(
+    model: nn.Module | StateDict,
+    other: stores.Other,
+    formats: dict[str, NumberFormat],
+    metadata: dict[str, str],
+    signed_zeros: bool,
+) -> tuple[Container, tuple[TensorSize, ...]]:
+    """Everything that a file holds, and a row for each of its tensors."""
+    if other not in stores.OTHERS:
+        raise ValueError(f"other must be one of {', '.join(stores.OTHERS)}, got {other!r}")
+    state, declared = _state_of(model)
+    declared |= formats
+    reserved = {KEY, activations.KEY}
+    if reserved & set(metadata) or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+        raise ValueError(f"metadata must be texts by name, {sorted(reserved)} excepted, got {metadata!r}")
+    if unknown := sorted(set(declared) - set(state)):
+        raise ValueError(f"formats must be of tensors in the state dict, got {', '.join(unknown)}")
+    entries: list[Entry] = []
+    rows: list[TensorSize] = []
+    seen: dict[Any, str] = {}
+    for name, x in state.items():
+        first = seen.setdefault(_memory(name, x), name)
+        if first != name:
+            entries.append(Entry(name, tuple(x.shape), x.dtype, tied_to=first))
+            rows.append(TensorSize(name, tuple(x.shape), _DTYPE_NAMES[x.dtype], "", "", 0.0, None, 0, 0.0, first))
+            continue
+        x = x.detach() if signed_zeros else _without_signed_zeros(x.detach())
+        encoded = codec.encode_tensor(x, declared.get(name), other)
+        entries.append(Entry(name, tuple(x.shape), x.dtype, encoded.data))
+        rows.append(_row(name, x, encoded))
+    if isinstance(model, nn.Module) and (record := activations.record(model)) is not None:
+        metadata[activations.KEY] = record
+    return Container(entries, metadata, genuine=True), tuple(rows)
 
 
 def _state_of(model: nn.Module | StateDict) -> tuple[dict[str, Tensor], dict[str, NumberFormat]]:

@@ -90,6 +90,13 @@ class Container:
 
 def write_container(path: Path, container: Container) -> int:
     """Write a file beside ``path``, then rename it: it appears whole or not at all. Returns its size."""
+    whole = pack(container)
+    write_whole(path, lambda beside: beside.write_bytes(whole))
+    return len(whole)
+
+
+def pack(container: Container) -> bytes:
+    """The whole file."""
     index: dict[str, Any] = {}
     for entry in container.entries:
         name = next(name for name, dtype in DTYPES.items() if dtype == entry.dtype)
@@ -108,9 +115,7 @@ def write_container(path: Path, container: Container) -> int:
         | {KEY: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
     )
     whole = struct.pack("<Q", len(head)) + head + body
-    whole += struct.pack("<I", zlib.crc32(whole))
-    write_whole(path, lambda beside: beside.write_bytes(whole))
-    return len(whole)
+    return whole + struct.pack("<I", zlib.crc32(whole))
 
 
 def read_container(path: Path) -> Container:

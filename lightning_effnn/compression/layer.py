@@ -99,20 +99,6 @@ def blend(size: Tensor, least: float, x: Tensor, other: Tensor) -> Tensor:
     return chosen.bitwise_and_(ours ^ others).bitwise_xor_(others).view(x.dtype)
 
 
-def entropy_bits(layer: Layer) -> float:
-    """Zero-order entropy of all elements of a weight; what isn't rounded yet takes 32 bits beside its position."""
-    weight = layer.site.parameter.detach()
-    if layer.declared() is None:
-        kept = weight != 0
-        return _entropy(torch.stack([kept.sum(), (~kept).sum()])) + 32.0 * float(kept.sum())
-    return _entropy(torch.unique(weight, return_counts=True)[1])
-
-
-def _entropy(counts: Tensor) -> float:
-    counts = counts[counts > 0].double()
-    return float((counts * (counts.sum().log2() - counts.log2())).sum())
-
-
 def _plain(number_format: NumberFormat | None) -> dict[str, Any] | None:
     if number_format is None:
         return None

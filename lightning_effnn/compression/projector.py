@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn.compression.focus import focus
-from lightning_effnn.compression.layer import Layer, entropy_bits, select
+from lightning_effnn.compression.layer import Layer, select
 from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds
 from lightning_effnn.formats import RecentralizedPowerOfTwo, declare_format
 from lightning_effnn.quantization.sites import check_finite, weight_sites
@@ -100,14 +100,14 @@ class Projector:
         """Write the projection into the model."""
         for layer in self.layers:  # one after another: all projections at once would be another copy of the weights
             layer.site.parameter.copy_(layer.projection())
+        self.declare()  # scales move from step to step
         self.projected = True
 
     def declare(self) -> None:
         """Declare the formats of the weights that are rounded altogether, for traces and files."""
         for layer in self.layers:
-            number_format = layer.declared()
-            if number_format is not None:
-                declare_format(layer.site.module, layer.site.parameter_name, number_format)
+            if layer.format is not None and layer.rounded_from <= 0:
+                declare_format(layer.site.module, layer.site.parameter_name, layer.format, layer.alpha)
 
     @torch.no_grad()
     def learn_alpha(self, lr: float) -> None:
@@ -167,7 +167,6 @@ class Projector:
         for layer in self.layers:
             self._fit(layer, fraction)
         self.project()
-        self.declare()
 
     def _fit(self, layer: Layer, fraction: float) -> None:
         kept = torch.where(layer.mask, layer.latent, 0.0)
@@ -197,7 +196,6 @@ class Projector:
                 continue
             layer.latent.copy_(layer.site.parameter)
         self.project()
-        self.declare()
 
     # figures
 
@@ -211,17 +209,6 @@ class Projector:
     def focused_layers(self) -> int:
         """Layers whose format is recentralised."""
         return sum(isinstance(layer.format, RecentralizedPowerOfTwo) for layer in self.layers)
-
-    def figures(self) -> dict[str, float]:
-        """What is logged: sparsity, zero-order entropy a weight in bits, its ratio to fp32, recentralised layers."""
-        bits = sum(entropy_bits(layer) for layer in self.layers)
-        elements = sum(layer.latent.numel() for layer in self.layers)
-        return {
-            "sparsity": self.sparsity,
-            "bits_per_weight": bits / elements,
-            "ratio": 32.0 * elements / max(bits, 1.0),
-            "focused_layers": float(self.focused_layers),
-        }
 
     # state
 
@@ -247,4 +234,3 @@ class Projector:
         for layer in self.layers:
             layer.load_state_dict(state["layers"][layer.site.name])
         self.project()
-        self.declare()

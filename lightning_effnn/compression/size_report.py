@@ -58,7 +58,7 @@ class CompressionReport:
     """What a compressed file takes, in all and by tensor.
 
     Attributes:
-        path: the file.
+        path: the file; the null device if it was only measured.
         bytes: its size on disk, header, index and checksum included.
         tensors: one entry a tensor, in the order of the state dict.
     """

@@ -27,10 +27,17 @@ _BLOCK = 1 << 18  # values looked at together: what is computed of them stays in
 
 @dataclass(frozen=True, eq=False)
 class _Declaration:
-    """A format, and the scales of its levels where they differ within the parameter."""
+    """A format, and the scale of its levels where that is a tensor: for all of them, or one a channel."""
 
-    format: NumberFormat
+    declared: NumberFormat
     scales: Tensor | None
+
+    @property
+    def format(self) -> NumberFormat:
+        """The format with its scale."""
+        if self.scales is None or self.scales.dim():
+            return self.declared
+        return replace(self.declared, scale=float(self.scales))  # type: ignore[call-arg]
 
     def holds(self, values: Tensor) -> bool:
         """Whether all values are levels; so they are where there is nothing to look at (meta tensors)."""
@@ -38,11 +45,11 @@ class _Declaration:
             return True
         if not values.is_floating_point():
             return False
-        if self.scales is not None:
+        if self.scales is not None and self.scales.dim():
             return self._holds_scaled(values)
-        flat = values.reshape(-1)
+        number_format, flat = self.format, values.reshape(-1)
         return all(
-            torch.equal(self.format.quantize(block), block)
+            torch.equal(number_format.quantize(block), block)
             for block in (flat[start : start + _BLOCK] for start in range(0, flat.numel(), _BLOCK))
         )
 
@@ -51,7 +58,7 @@ class _Declaration:
         if values.dim() != self.scales.dim():
             return False
         scales = self.scales.to(values.device, torch.float32)
-        unit = replace(self.format, scale=1.0)  # type: ignore[call-arg]
+        unit = replace(self.declared, scale=1.0)  # type: ignore[call-arg]
         levels = unit.quantize(values.float() / scales) * scales
         # Dividing by a scale and multiplying again rounds twice, and the parameter may have been cast since.
         return bool(torch.allclose(levels, values.float(), rtol=4 * torch.finfo(values.dtype).eps, atol=0.0))
@@ -67,8 +74,9 @@ def declare_format(module: nn.Module, name: str, number_format: NumberFormat, sc
         module: the module that owns the parameter, not a parent of it.
         name: the parameter's name in ``module``, without dots.
         number_format: how its values are stored.
-        scales: where each channel has a scale of its own: the scales, in place of the format's, with the parameter's
-            number of axes (of extent 1 where the scale is the same).
+        scales: in place of the format's scale: a tensor of no axes, which is only read when somebody asks; or, where
+            each channel has a scale of its own, of as many axes as the parameter, of extent 1 along the others. It is
+            kept, not copied.
 
     Raises:
         TypeError: if ``number_format`` is not a :class:`NumberFormat`.
@@ -91,7 +99,7 @@ def declare_format(module: nn.Module, name: str, number_format: NumberFormat, sc
         known = ", ".join(n for n, p in module._parameters.items() if p is not None) or "none"
         raise ValueError(f"name must be a parameter of {type(module).__name__} ({known}), got {name!r}")
     formats = getattr(module, _ATTRIBUTE, {})
-    declaration = _Declaration(number_format, None if scales is None else scales.detach().clone())
+    declaration = _Declaration(number_format, None if scales is None else scales.detach())
     setattr(module, _ATTRIBUTE, formats | {name: declaration})  # a shallow copy of the module keeps its own
 
 

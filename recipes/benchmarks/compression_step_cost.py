@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import FocusedCompression
 from lightning_effnn.callbacks.focused_compression import FRACTIONS, PRUNING_STEPS
-from lightning_effnn.compression import Projector
+from lightning_effnn.compression import Projector, measure_compressed
 from lightning_effnn.modules import ImageClassifier, ResNetCIFAR
 from lightning_effnn.recipes.benchmarks import _peers
 
@@ -131,12 +131,13 @@ def _row(size: int, name: str, times: Sequence[float], plain: Sequence[float]) -
 def _events(size: int, depth: int, steps: Sequence[Row]) -> list[Row]:
     """What is done at some steps only: how often a fit, and how long it takes in plain steps."""
     plain = next(row["ms"] for row in steps if row["batch"] == size and row["variant"] == PLAIN)
-    projector = Projector(_net(depth))
+    net = _net(depth)
+    projector = Projector(net)
     rows = []
     for name, times, do in (
         ("masks chosen anew", PRUNING_STEPS, lambda: projector.prune(SPARSITY)),
         ("formats fitted", len(FRACTIONS), lambda: projector.quantize(1.0)),
-        ("figures logged, once an epoch", 1, projector.figures),
+        ("figures logged, once an epoch", 1, lambda: measure_compressed(net)),
     ):
         taken = []
         for _ in range(3):

@@ -85,12 +85,33 @@ def test_activations_without_a_quantising_window_are_refused():
         FocusedCompression(activations=1)
 
 
-def test_keys_are_logged_and_end_where_they_should():
-    trainer, _ = fit([compression()])
+@pytest.mark.parametrize("other", ["fp32", "fp16"])
+def test_what_is_logged_is_of_the_whole_network_and_equals_the_file(tmp_path, other):
+    callback = compression(export=tmp_path / "model.effnn", other=other, exclude=["Linear"])
+    trainer, model = fit([callback])
     found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("compress/")}
     assert set(found) == {f"compress/{k}" for k in ("sparsity", "bits_per_weight", "ratio", "focused_layers")}
-    assert found["compress/sparsity"] >= 0.79
-    assert found["compress/ratio"] == pytest.approx(32 / found["compress/bits_per_weight"])
+    state = model.state_dict().values()
+    assert callback.report.elements == sum(t.numel() for t in state)  # what is left alone too
+    assert found["compress/ratio"] == pytest.approx(callback.report.ratio, rel=1e-6)
+    assert found["compress/ratio"] == pytest.approx(
+        4 * callback.report.elements / (tmp_path / "model.effnn").stat().st_size, rel=1e-6
+    )
+    assert found["compress/bits_per_weight"] == pytest.approx(32 / callback.report.ratio, rel=1e-6)
+    assert found["compress/sparsity"] == pytest.approx(callback.report.sparsity, rel=1e-6)
+    assert found["compress/sparsity"] < callback.projector.sparsity
+
+
+def test_a_network_with_something_that_no_file_holds_trains_on_without_a_size():
+    model = classifier()
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    with pytest.warns(UserWarning, match=r"logs no size: 'adjacency' must be a dense tensor"):
+        trainer = L.Trainer(
+            max_epochs=2, callbacks=[compression()], accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, loader())
+    assert {k for k in trainer.callback_metrics if k.startswith("compress/")} == {"compress/focused_layers"}
 
 
 def test_a_quarter_of_the_weights_then_half_then_more_and_in_the_end_all_are_rounded():
