@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_effnn.callbacks._first_batches import FirstBatches, tell
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
@@ -24,7 +25,8 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
-from lightning_effnn.quantization import Attachment, activation_sites, strip_, weight_sites
+from lightning_effnn.quantization import Attachment, Selection, activation_sites, strip_, weight_sites
+from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
 """Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
@@ -41,6 +43,12 @@ class FocusedCompression(Callback):
     compressed network, so validation, checkpoints and other callbacks see what will be shipped. No parameter is
     added to the model or to its optimisers.
 
+    Weights are what multiplies in the first batch, whatever the classes of its modules
+    (:func:`~lightning_effnn.quantization.find_weights_`), those of known classes that took no part, and what
+    :func:`~lightning_effnn.quantization.declare_weight` says. What doesn't train when the fit begins is left alone,
+    unless ``include`` names it. What is left out is said once, as a warning where that is more than a tenth of the
+    multiply-accumulates.
+
     Logged each epoch: ``compress/sparsity``, ``compress/bits_per_weight`` and ``compress/ratio`` of the whole network,
     biases, norms and what was left alone included, as a file of it would have them
     (:class:`~lightning_effnn.compression.CompressionReport`); and ``compress/focused_layers``.
@@ -53,7 +61,7 @@ class FocusedCompression(Callback):
         scope: what is compared when weights are cut: magnitudes of the whole network (``"global"``), of each
             ``"layer"``, or ``"lamp"`` scores, which leave small layers denser (arXiv 2010.07611).
         separation: from which separation of its two lobes on a layer is recentralised (paper: 2.0).
-        include, exclude: patterns of parameter names or class names.
+        include, exclude: patterns of parameter names, module names or class names.
         activations: bits to which the inputs of these layers are rounded, from the start of ``quantize`` on and for
             good: the file holds the scales, and loading it into a model rounds them again. None leaves them alone.
         export: path of the ``.effnn`` file written at the end of the fit; None writes none.
@@ -62,8 +70,8 @@ class FocusedCompression(Callback):
         prefix: first part of the logged keys.
 
     Raises:
-        ValueError: an argument out of range, at construction; at the start of the fit, no prunable weight or a
-            weight with NaN or infinity.
+        ValueError: an argument out of range, at construction; at the start of the fit, a weight with NaN or infinity;
+            after the first batches, no prunable weight.
         MisconfigurationException: a window that doesn't fit the fit, a fit without end, an optimiser that evaluates the
             loss several times a step (LBFGS), or a strategy that shards parameters, or another
             callback that rounds the same weights.
@@ -118,8 +126,11 @@ class FocusedCompression(Callback):
         self.projector: Projector | None = None
         self._attachment: Attachment | None = None
         self.report: CompressionReport | None = None
+        self._selection: Selection | None = None
+        self._first: FirstBatches | None = None
         self._saved: dict[str, Any] | None = None
         self._saved_scales: dict[str, Any] | None = None
+        self._saved_weights: dict[str, dict[str, Any]] = {}
         self._hooks: list[Any] = []
         self._pruned = -1  # last of the PRUNING_STEPS done
         self._rounded = -1  # last of the FRACTIONS done
@@ -133,11 +144,19 @@ class FocusedCompression(Callback):
         """Latent weights, masks, formats, and how far the schedule has come."""
         projector = self._saved if self.projector is None else self.projector.state_dict()
         scales = self._saved_scales if self._attachment is None else self._attachment.quantizers.state_dict()
-        return {"projector": projector, "activations": scales, "pruned": self._pruned, "rounded": self._rounded}
+        weights = self._saved_weights if self._selection is None else noted_uses(self._selection.model)
+        return {
+            "projector": projector,
+            "weights": weights,
+            "activations": scales,
+            "pruned": self._pruned,
+            "rounded": self._rounded,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the model is there."""
         self._saved, self._saved_scales = state_dict["projector"], state_dict["activations"]
+        self._saved_weights = state_dict["weights"]
         self._pruned, self._rounded = state_dict["pruned"], state_dict["rounded"]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -151,7 +170,8 @@ class FocusedCompression(Callback):
         """Names of the weights and activations that have to be left alone by others."""
         names = set()
         if self._quantizing is not None or self.export is not None:
-            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+            sites = Selection(pl_module, self.include, self.exclude).sites
+            names |= {f"weights/{site.name}" for site in sites}
         if self.activations is not None:
             names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
         return names
@@ -167,26 +187,49 @@ class FocusedCompression(Callback):
         if self._attachment is not None:
             strip_(self._attachment.model)
             self._attachment = None
+        restore_uses_(pl_module, self._saved_weights)
+        self._selection = Selection(pl_module, self.include, self.exclude)
         self.projector = Projector(
             pl_module,
-            include=self.include,
-            exclude=self.exclude,
+            sites=self._selection.sites,
             method=self.method,
             scope=self.scope,
             bits=self.bits,
             separation=self.separation,
         )
+        self._first = FirstBatches(type(self).__name__, self._selection) if self._saved is None else None
         if self._saved is not None:
             self.projector.load_state_dict(self._saved)
             self._saved = None
+            tell(type(self).__name__, self._selection)
         if self._saved_scales is not None:
             self._round_activations(pl_module)
             assert self._attachment is not None
             self._attachment.quantizers.load_state_dict(self._saved_scales)
             self._saved_scales = None
         log_parameters(trainer, self)
-        names = [layer.site.name for layer in self.projector.layers]
-        rank_zero_info(f"FocusedCompression takes {len(names)} weights: {', '.join(names)}")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Look at what multiplies in the first batches."""
+        if self._first is not None:
+            self._first.open()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Look no further, for now."""
+        if self._first is not None:
+            self._first.pause()
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Look on where a training step does several passes by itself."""
+        if self._first is not None and not pl_module.automatic_optimization:
+            self._first.open()
+
+    def _take(self, pl_module: Any) -> None:
+        """Take what was seen to multiply."""
+        assert self.projector is not None
+        if self._first is not None and self._first.close():
+            assert self._selection is not None
+            self.projector.take(self._selection.sites or weight_sites(pl_module, self.include, self.exclude))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Follow each step of each optimiser."""
@@ -209,6 +252,7 @@ class FocusedCompression(Callback):
         """Go on with the schedule."""
         assert self.projector is not None
         self.projector.capture()  # where a scaler has skipped the step
+        self._take(pl_module)
         done = passed(trainer, batch_idx + 1)
         if self._pruning is not None:
             progress = self._pruning.progress(done, epochs_of(trainer))
@@ -312,6 +356,9 @@ class FocusedCompression(Callback):
         log_figure(trainer, f"{self.prefix}/weights", figure, report_folder(trainer, None))
 
     def _release(self) -> None:
+        if self._first is not None:
+            self._first.end()
+            self._first = None
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

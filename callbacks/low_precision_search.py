@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_effnn.callbacks._first_batches import tell
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
@@ -23,10 +24,12 @@ from lightning_effnn.quantization import (
     Attachment,
     QuantizationPlan,
     ScaleOptimizer,
+    Selection,
+    WeightFinder,
     activation_sites,
     strip_,
-    weight_sites,
 )
+from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 from lightning_effnn.search.bits import COSTS, BitSearch
 from lightning_effnn.search.bits.search import check_options
 from lightning_effnn.search.plots import choices_figure
@@ -43,6 +46,9 @@ class LowPrecisionSearch(Callback):
     training batch, before it is trained on); a controller moves down ``loss + cost_weight * cost``. At ``freeze`` the
     most probable bits stay, and the model trains on with them and learned scales. Validation always sees the bits that
     are ahead. If a loss is not finite the search stops choosing, says so, and training goes on.
+
+    Weights are what multiplies in the run with which the search begins, whatever the classes of the modules, as for
+    :class:`~lightning_effnn.callbacks.FocusedCompression`.
 
     Nothing is registered in the model or its optimisers. At the end of the fit the quantisers stay attached, so that a
     test is of the quantised model; ``quantization.strip_(model)`` takes them off, ``quantization.bake_(model)`` writes
@@ -138,6 +144,7 @@ class LowPrecisionSearch(Callback):
             "position": self._position if self._held_out is None else self._held_out.position,
             "history": self.history,
             "stopped": self._stopped,
+            "known": noted_uses(self.search.model),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -148,7 +155,8 @@ class LowPrecisionSearch(Callback):
         """Names of the weights and activations that have to be left alone by others."""
         names = set()
         if self.weights:
-            names |= {f"weights/{site.name}" for site in weight_sites(pl_module, self.include, self.exclude)}
+            sites = Selection(pl_module, self.include, self.exclude).sites
+            names |= {f"weights/{site.name}" for site in sites}
         if self.activations:
             names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
         return names
@@ -272,15 +280,24 @@ class LowPrecisionSearch(Callback):
         epochs = epochs_of(trainer)
         start, end = self.window.fractions(epochs)
         steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
-        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         self._held_out = HeldOut(trainer)
+        held_out = self._held_out.batch(trainer, batch)
+        self._look(pl_module, lambda: held_out_loss(trainer, pl_module, held_out, step))
+        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
         names = ", ".join(self.search.options)
         rank_zero_info(f"LowPrecisionSearch chooses the bits of {names} by the loss of {where}")
-        held_out = self._held_out.batch(trainer, batch)
         self.search.survey(lambda: held_out_loss(trainer, pl_module, held_out, step), self.cost, self.accelerator)
         if trainer.world_size > 1:  # each process has seen a batch of its own
             self.search.load_state_dict(trainer.strategy.broadcast(self.search.state_dict()))
+
+    def _look(self, pl_module: Any, run: Callable[[], object]) -> None:
+        """See what multiplies, whatever the classes of the modules, and say what is left out."""
+        selection = Selection(pl_module, self.include, self.exclude)
+        with WeightFinder(pl_module) as finder:
+            run()
+        if self.weights:
+            tell(type(self).__name__, selection, finder.error)
 
     def _compare(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
         assert self.search is not None
@@ -321,6 +338,7 @@ class LowPrecisionSearch(Callback):
         if self._saved is None or self.search is not None:
             return
         saved, self._saved = self._saved, None
+        restore_uses_(pl_module, saved["known"])
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
         self.search.load_state_dict(saved["search"])
         self.history, self._stopped = list(saved["history"]), saved["stopped"]

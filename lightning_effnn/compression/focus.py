@@ -16,7 +16,8 @@ from lightning_effnn._tables import ReportTable
 from lightning_effnn.compression.mixture import Mixture, Points, fit_mixture
 from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
 from lightning_effnn.formats.recentralized import MAX_BITS, MIN_BITS
-from lightning_effnn.quantization.sites import check_finite, weight_sites
+from lightning_effnn.quantization.selection import chosen_weights
+from lightning_effnn.quantization.sites import check_finite
 
 Assignment = Literal["hard", "sampled"]
 Alpha = Literal["fit", "one"]
@@ -203,7 +204,7 @@ def focus_model_(
     [('weight', 'focus5')]
     """
     _check(bits, separation, assignment, alpha)
-    sites = weight_sites(model, include, exclude)
+    sites = chosen_weights("focus_model_", model, include, exclude)
     check_finite(sites)
     generator = torch.Generator().manual_seed(seed)
     layers = []

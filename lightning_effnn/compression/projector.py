@@ -23,7 +23,7 @@ from lightning_effnn.compression.focus import focus
 from lightning_effnn.compression.layer import Layer, select
 from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds
 from lightning_effnn.formats import RecentralizedPowerOfTwo, declare_format
-from lightning_effnn.quantization.sites import check_finite, weight_sites
+from lightning_effnn.quantization.sites import Site, check_finite, weight_sites
 
 
 class Projector:
@@ -32,6 +32,7 @@ class Projector:
     Args:
         model: its weights are projected; nothing else of it is touched.
         include, exclude: patterns, see :func:`lightning_effnn.quantization.sites.weight_sites`.
+        sites: the weights, in place of what ``include`` and ``exclude`` choose; more may come, see :meth:`take`.
         method, scope: of pruning, see :mod:`pruning`.
         bits, separation: of focused quantisation, see :func:`focus`.
 
@@ -51,31 +52,46 @@ class Projector:
         *,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        sites: Sequence[Site] | None = None,
         method: Method = "dns",
         scope: Scope = "global",
         bits: int = 5,
         separation: float = 2.0,
     ) -> None:
-        sites = weight_sites(model, include, exclude)
-        check_finite(sites)
+        sites = weight_sites(model, include, exclude) if sites is None else sites
         if method not in ("dns", "magnitude"):
             raise ValueError(f"method={method!r}: one of 'dns', 'magnitude' is needed")
         self.method, self.scope = method, scope
         self.bits, self.separation = bits, separation
-        self.layers = [
-            Layer(site, site.parameter.detach().clone(), torch.ones_like(site.parameter, dtype=torch.bool))
-            for site in sites
-        ]
+        self.layers: list[Layer] = []
         self._thresholds: list[Tensor] = []
         self.fraction = 0.0
         self.projected = True
+        self.take(sites)
+
+    def take(self, sites: Sequence[Site]) -> None:
+        """Take these weights and no others; those that were taken before go on as they are.
+
+        Args:
+            sites: from :func:`~lightning_effnn.quantization.weight_sites`.
+
+        Raises:
+            ValueError: a weight with NaN or infinity.
+        """
+        check_finite(sites)
+        before = {id(layer.site.parameter): layer for layer in self.layers}
+        self.layers = [before.get(id(site.parameter)) or self._layer(site) for site in sites]
+        self._thresholds = []  # until masks are chosen the next time
+
+    def _layer(self, site: Site) -> Layer:
+        return Layer(site, site.parameter.detach().clone(), torch.ones_like(site.parameter, dtype=torch.bool))
 
     # between the optimiser's steps
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the latent weights into the model, for the optimiser to move."""
-        if self.projected:
+        if self.projected and self.layers:
             torch._foreach_copy_(
                 [layer.site.parameter for layer in self.layers], [layer.latent for layer in self.layers]
             )

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_effnn.quantization.sites import check_finite, weight_sites
+from lightning_effnn.quantization.selection import chosen_weights
+from lightning_effnn.quantization.sites import check_finite
 
 Method = Literal["dns", "magnitude"]
 Scope = Literal["lamp", "global", "layer"]
@@ -170,7 +171,7 @@ def prune_model_(
     >>> round(prune_model_(model, 0.9).sparsity, 2), int((model.weight != 0).sum())
     (0.9, 10)
     """
-    sites = weight_sites(model, include, exclude)
+    sites = chosen_weights("prune_model_", model, include, exclude)
     check_finite(sites)
     weights = [site.parameter for site in sites]
     present = [w != 0 for w in weights]

@@ -112,8 +112,8 @@ def attach_(
         raise ValueError("give at least one quantiser, in weights or activations")
     if any(True for _ in hosts_of(model)):
         raise ValueError(f"this {type(model).__name__} has quantisers attached already: strip_ it first")
-    sites = {name: site for site in weight_sites(model) for name in site.names}
-    inputs = {site.name: site for site in activation_sites(model)}
+    sites = {name: site for site in weight_sites(model, frozen=True) for name in site.names}
+    inputs = {site.name: site for site in activation_sites(model, frozen=True)}
     _check("weights", weights, sites)
     _check("activations", activations, inputs)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -235,8 +235,13 @@ def _by_site(weights: Mapping[str, nn.Module], sites: Mapping[str, Site]) -> Ite
 
 def _readers(model: nn.Module, owner: nn.Module) -> list[nn.Module]:
     """Modules in whose ``forward`` a weight of ``owner`` is read."""
-    outer = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and m.out_proj is owner]
-    return [owner, *outer]  # attention multiplies with the weight of its output projection without calling it
+    # Attention multiplies with the weight of its output projection without calling it; a list of parameters is not
+    # called at all, but read by who holds it.
+    outer: list[nn.Module] = []
+    outer += (m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and m.out_proj is owner)
+    if isinstance(owner, nn.ParameterList | nn.ParameterDict):
+        outer = [m for m in model.modules() if any(child is owner for child in m.children())]
+    return [owner, *outer]
 
 
 def _set(module: nn.Module, attribute: str, value: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.flop_counter import flop_registry
 
 from lightning_effnn._tables import ReportTable
 from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.quantization.hooks import hosts_of
 from lightning_effnn.quantization.probe import as_in_inference
+from lightning_effnn.quantization.products import factors, macs_of, tensors_in
 from lightning_effnn.quantization.sites import activation_sites, weight_sites
 
-_SECOND = ("addmm", "baddbmm", "addmv", "addbmm")  # their factors come behind what is added
-_BY_ELEMENTS = ("mv", "dot", "vdot", "addmv")  # a product for each element of the first factor
 _COPIES = ("clone", "_to_copy", "copy", "contiguous", "index", "index_select", "cat", "stack", "constant_pad_nd")
 
 
@@ -136,8 +133,8 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hosts = list(hosts_of(model))
         self._names = {id(m): name for name, m in model.named_modules()}
         self._stack = [""]
-        self._sites = {name for site in weight_sites(model) for name in site.names}
-        self._inputs = {site.name for site in activation_sites(model)}
+        self._sites = {name for site in weight_sites(model, frozen=True) for name in site.names}
+        self._inputs = {site.name for site in activation_sites(model, frozen=True)}
         self._attached = {host.name for _, host in self._hosts if host.quantizer is not None}
         self._kept: dict[int, StorageWeakRef] = {}  # an address is not given out again while there is one
         self._formats: dict[int, NumberFormat] = {}
@@ -168,18 +165,18 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         name = schema.name.partition("::")[2]
         if not self.simulated:
-            macs = _macs(func, name, args, kwargs, result)
+            macs = macs_of(func, name, args, kwargs, result)
             if macs:
                 self._note(name, macs, args)
             for argument, value in zip(schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                     self._formats.pop(self._key(value), None)
         if name.rstrip("_") in _COPIES and isinstance(result, Tensor):
-            self._pass_on(list(_tensors(args)), result)
+            self._pass_on(list(tensors_in(args)), result)
         return result
 
     def _note(self, op: str, macs: int, args: tuple[Any, ...]) -> None:
-        first, second = args[1:3] if op in _SECOND else args[:2]
+        first, second = (factor.tensor for factor in factors(op, args))
         if self._parameter(first) and not self._parameter(second):  # some layers multiply from the left
             first, second = second, first
         weight = self._parameter(second)
@@ -238,29 +235,7 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._stack.pop()
 
 
-def _macs(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    if name in _BY_ELEMENTS:
-        return int(args[name in _SECOND].numel())
-    if name == "_trilinear":  # Bilinear: the outer product of its inputs by the weight
-        return int(result.numel() // result.shape[-1] * args[1].numel())
-    if name in ("_grouped_mm", "_scaled_grouped_mm"):  # rows sorted by group, each group with a factor of its own
-        groups = args[0].shape[0] if args[0].dim() == args[1].dim() == 3 else 1
-        return int(groups * args[0].shape[-2] * args[0].shape[-1] * args[1].shape[-1])
-    formula = flop_registry.get(getattr(func, "_overloadpacket", None))
-    if formula is None or any(factor.layout is not torch.strided for factor in _tensors(args)):
-        return 0
-    return int(formula(*args, **kwargs, out_val=result)) // 2
-
-
 def _plain(tensor: Tensor) -> Tensor:
     if tensor.layout is torch.strided:
         return tensor
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)

@@ -12,6 +12,7 @@ from lightning_effnn.quantization.attach import Attachment, attach_, strip_
 from lightning_effnn.quantization.hooks import hosts_of
 from lightning_effnn.quantization.plan import QuantizationPlan
 from lightning_effnn.quantization.quantizer import ScaleSource, TensorQuantizer
+from lightning_effnn.quantization.selection import Selection
 from lightning_effnn.quantization.sites import activation_sites, weight_sites
 from lightning_effnn.quantization.swap import WeightSwap
 
@@ -49,17 +50,18 @@ def quantize_(
     """
     if isinstance(plan, str):
         plan = QuantizationPlan.preset(plan, model)
+        Selection(model, include, exclude).warn("quantize_")
     plan.check(model)
-    chosen = {name for site in weight_sites(model, include, exclude) for name in site.names}
-    inputs = {site.name for site in activation_sites(model, include, exclude)}
-    axes = {name: site.axis for site in weight_sites(model) for name in site.names}
+    # A plan names what it is for: frozen weights too.
+    chosen = {name: site.axis for site in weight_sites(model, include, exclude, frozen=True) for name in site.names}
+    inputs = {site.name for site in activation_sites(model, include, exclude, frozen=True)}
     attachment = attach_(
         model,
         {
             name: TensorQuantizer(
                 bits,
                 scale="learned" if scale == "learned" else "dynamic",
-                axis=axes[name] if per_channel else None,
+                axis=chosen[name] if per_channel else None,
                 signed=True,
             )
             for name, bits in plan.weights.items()

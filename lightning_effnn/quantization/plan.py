@@ -146,8 +146,8 @@ class QuantizationPlan:
             ValueError: listing the names that are none, each with the site most like it.
         """
         known = {
-            "weights": {name for site in weight_sites(model) for name in site.names},
-            "activations": {site.name for site in activation_sites(model)},
+            "weights": {name for site in weight_sites(model, frozen=True) for name in site.names},
+            "activations": {site.name for site in activation_sites(model, frozen=True)},
         }
         unknown = [
             f"{group}: {name!r}{nearest_name(name, sorted(known[group]))}"
@@ -195,7 +195,7 @@ class QuantizationPlan:
                 ),
                 with_kwargs=True,
             )
-            for site in activation_sites(model)
+            for site in activation_sites(model, frozen=True)
         ]
         try:
             with as_in_inference(model):

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+from lightning_effnn.quantization.classes import EMBEDDINGS, LOOKED_FOR, class_name, is_message_passing, weights_of
+
 _AGGREGATION = "aggr_module"
-_LOOKED_FOR = (
-    "Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, Linear and other classes whose name ends in Linear, "
-    "Bilinear, Embedding, EmbeddingBag, MultiheadAttention, RNN, LSTM, GRU and their cells"
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,14 +25,15 @@ class Site:
         name: qualified name of the parameter, the first if it has several.
         module: the module that owns it.
         parameter_name: its name in the module.
-        axis: which of its axes are the output channels (units, features of an embedding).
+        axis: which of its axes are the output channels (units, features of an embedding); ``None`` if it has none, or
+            that could not be told.
         names: all qualified names, more than one for a tied weight.
     """
 
     name: str
     module: nn.Module
     parameter_name: str
-    axis: int
+    axis: int | None
     names: tuple[str, ...]
 
     @property
@@ -51,15 +45,24 @@ class Site:
 
 
 def weight_sites(
-    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    model: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    *,
+    frozen: bool = False,
 ) -> list[Site]:
     """Return the weights of ``model`` that can be pruned and quantised, in the order of its modules.
 
     They are the floating-point weights, not biases or norms, of convolutions and transposed convolutions
     in one to three dimensions, Linear, Bilinear, embeddings, MultiheadAttention (packed or separate
-    projections and the output projection), recurrent layers and cells, and of any other class whose name
-    ends in ``Linear`` with a ``weight`` of two axes or more (torch-geometric's ``Linear`` and
-    ``HeteroLinear``). A weight that a torch parametrization computes is no parameter and no site.
+    projections and the output projection), recurrent layers and cells, ``transformers``' ``Conv1D``, and any other
+    class whose name ends in ``Linear`` with a ``weight`` of two axes or more (torch-geometric's ``Linear`` and
+    ``HeteroLinear``); whatever :func:`~lightning_effnn.quantization.find_weights_` has seen to multiply in a run; and
+    what :func:`~lightning_effnn.quantization.declare_weight` says. Of a weight that is computed from a parameter the
+    parameter is the site, as long as its zeros stay zero (masks of pruning, weight and spectral norm).
+
+    Weights that don't train (``requires_grad``) beside others that do are left alone: teachers, the base of LoRA,
+    networks of a metric. In a model where nothing trains, all are taken.
 
     A tied weight is one site, under its first name, with all its names; what is done to it is done once.
 
@@ -67,6 +70,8 @@ def weight_sites(
         model: any module, initialised.
         include: keep only what one of these patterns matches; all if ``None``.
         exclude: leave out what one of these patterns matches.
+        frozen: take weights that don't train too. Otherwise they are taken where a pattern of ``include`` matches
+            their name, or that of their module.
 
     A pattern (as of :mod:`fnmatch`) is matched against the qualified names of the parameter, of its module,
     and the name of the module's class: ``"conv1.weight"``, ``"encoder.*"``, ``"Embedding"``.
@@ -80,31 +85,65 @@ def weight_sites(
     [('0.weight', 0), ('3.weight', 0)]
     >>> [site.name for site in weight_sites(model, exclude=["Conv*"])]
     ['3.weight']
+    >>> _ = model[0].requires_grad_(False)
+    >>> [site.name for site in weight_sites(model)], [site.name for site in weight_sites(model, include=["0"])]
+    (['3.weight'], ['0.weight'])
+    """
+    left = () if frozen else frozen_parameters(model)
+    sites = chosen_sites(model, include, exclude, left)
+    if not sites:
+        chosen = f" with include={include}, exclude={exclude}" if include or exclude else ""
+        others = [site.name for site in chosen_sites(model, include, exclude, ())]
+        hint = f"; {', '.join(others)} would be one, but is frozen: name it in include" if others else ""
+        raise ValueError(
+            f"{type(model).__name__} has no weight to prune or quantise{chosen}; looked for weights of {LOOKED_FOR}"
+            f"{hint}"
+        )
+    return sites
+
+
+def frozen_parameters(model: nn.Module) -> set[int]:
+    """The ``id`` of each parameter that doesn't train; none in a model where nothing does."""
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    return frozen if len(frozen) < sum(1 for _ in model.parameters()) else set()
+
+
+def chosen_sites(
+    model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None, left: Collection[int]
+) -> list[Site]:
+    """What :func:`weight_sites` returns; an empty list if that is nothing.
+
+    Args:
+        model, include, exclude: as there.
+        left: ``id`` of the parameters that are left alone where ``include`` doesn't name them.
     """
     include, exclude = _patterns("include", include, model), _patterns("exclude", exclude, model)
     _check_initialised(model)
+    prefixes = {id(module): prefix for prefix, module in reversed([*model.named_modules()])}
     found: dict[int, Site] = {}
-    labels: dict[int, set[str]] = {}
+    names: dict[int, set[str]] = {}
+    classes: dict[int, set[str]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for parameter_name, axis in _weights(module):
-            parameter, name = module._parameters[parameter_name], f"{prefix}.{parameter_name}".lstrip(".")
-            if parameter is None or not parameter.is_floating_point() or not parameter.numel():
+        for weight in weights_of(module):
+            parameter = weight.owner._parameters[weight.name]
+            assert parameter is not None
+            if not parameter.is_floating_point() or not parameter.numel() or (weight.use and weight.use.reason):
                 continue
+            owner = prefix if weight.owner is module else prefixes[id(weight.owner)]
+            name = f"{owner}.{weight.name}".lstrip(".")
             first = found.get(id(parameter))
             if first is None:
-                found[id(parameter)] = Site(name, module, parameter_name, axis, (name,))
-            else:
-                found[id(parameter)] = Site(
-                    first.name, first.module, first.parameter_name, first.axis, (*first.names, name)
-                )
-            labels.setdefault(id(parameter), set()).update((name, prefix, type(module).__name__))
-    sites = [site for key, site in found.items() if _chosen(labels[key], include, exclude)]
-    if not sites:
-        chosen = f" with include={include}, exclude={exclude}" if include or exclude else ""
-        raise ValueError(
-            f"{type(model).__name__} has no weight to prune or quantise{chosen}; looked for weights of {_LOOKED_FOR}"
-        )
-    return sites
+                found[id(parameter)] = Site(name, weight.owner, weight.name, weight.axis, (name,))
+            elif name not in first.names:
+                found[id(parameter)] = replace(first, names=(*first.names, name))
+            names.setdefault(id(parameter), set()).update((name, prefix))
+            classes.setdefault(id(parameter), set()).add(class_name(module))
+    return [
+        site
+        for key, site in found.items()
+        if _chosen(names[key] | classes[key], include, exclude)
+        and (key not in left or matches(names[key], include or ()))
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,20 +164,26 @@ class ActivationSite:
 
 
 def activation_sites(
-    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    model: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    *,
+    frozen: bool = False,
 ) -> list[ActivationSite]:
     """Return the modules of ``model`` whose input can be quantised, in the order of the modules.
 
-    They are the modules that own a weight of :func:`weight_sites`, but not embeddings, whose input are indices. Of
-    Bilinear it is both inputs, of MultiheadAttention query, key and value (what goes into its output projection is
-    computed inside it, out of reach), of recurrent layers and cells the input and not the state. In a torch-geometric
-    ``MessagePassing`` layer it is also the messages, as they come to the layer's aggregation: the site is
-    ``"<layer>.aggr_module"``, behind the layer's other ones.
+    They are the modules that own a weight of :func:`weight_sites`, frozen ones left alone as there, but not embeddings,
+    whose input are indices, nor modules of other classes that were seen to multiply with something else than their
+    input. Of Bilinear it is both inputs, of MultiheadAttention query, key and value (what goes into its output
+    projection is computed inside it, out of reach), of recurrent layers and cells the input and not the state. In a
+    torch-geometric ``MessagePassing`` layer it is also the messages, as they come to the layer's aggregation: the site
+    is ``"<layer>.aggr_module"``, behind the layer's other ones.
 
     Args:
         model: any module, initialised.
         include, exclude: as for :func:`weight_sites`; a pattern is matched against the qualified names of the module
             and of its weights, and the name of the module's class.
+        frozen: as there.
 
     Returns:
         The sites; an empty list if there are none.
@@ -152,31 +197,43 @@ def activation_sites(
     """
     include, exclude = _patterns("include", include, model), _patterns("exclude", exclude, model)
     _check_initialised(model)
+    left = set() if frozen else frozen_parameters(model)
     inner = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    labels: dict[int, set[str]] = {}
+    names: dict[int, set[str]] = {}
+    classes: dict[int, set[str]] = {}
+    multiplying: set[int] = set()
+    kept: set[int] = set()  # modules of which a weight is not left alone
     for name, module in model.named_modules(remove_duplicate=False):
-        weights = (f"{name}.{parameter}".lstrip(".") for parameter, _ in _weights(module))
-        labels.setdefault(id(module), {type(module).__name__}).update((name, *weights))
+        labels = names.setdefault(id(module), set())
+        labels.add(name)
+        classes.setdefault(id(module), set()).add(class_name(module))
+        for weight in weights_of(module):
+            labels.add(f"{name}.{weight.name}".lstrip("."))
+            if weight.takes_input:
+                multiplying.add(id(module))
+            if id(weight.owner._parameters[weight.name]) not in left:
+                kept.add(id(module))
     sites: list[ActivationSite] = []
     waiting: list[ActivationSite] = []  # messages are made of what their layer computes: they come last in it
     for name, module in model.named_modules():
         while waiting and not name.startswith(waiting[-1].name.removesuffix(_AGGREGATION)):
             sites.append(waiting.pop())
-        if any(_weights(module)) and id(module) not in inner and not isinstance(module, _EMBEDDINGS):
+        if id(module) in multiplying and id(module) not in inner and not isinstance(module, EMBEDDINGS):
             sites.append(ActivationSite(name, module, _activations(module)))
         aggregation = getattr(module, _AGGREGATION, None)
         if is_message_passing(module) and isinstance(aggregation, nn.Module):
             place = f"{name}.{_AGGREGATION}".lstrip(".")
             waiting.append(ActivationSite(place, aggregation, _activations(aggregation), module))
-            labels[id(aggregation)] |= labels[id(module)]
-    return [site for site in (*sites, *reversed(waiting)) if _chosen(labels[id(site.module)], include, exclude)]
-
-
-def is_message_passing(module: nn.Module) -> bool:
-    """Whether ``module`` is a torch-geometric layer; told by name, without importing it."""
-    return any(
-        c.__name__ == "MessagePassing" and c.__module__.startswith("torch_geometric") for c in type(module).__mro__
-    )
+            names[id(aggregation)] |= names[id(module)]
+            classes[id(aggregation)] |= classes[id(module)]
+            if not any(id(p) in left for p in module.parameters()):
+                kept.add(id(aggregation))
+    return [
+        site
+        for site in (*sites, *reversed(waiting))
+        if _chosen(names[id(site.module)] | classes[id(site.module)], include, exclude)
+        and (id(site.module) in kept or matches(names[id(site.module)], include or ()))
+    ]
 
 
 def check_finite(sites: Iterable[Site]) -> None:
@@ -200,24 +257,6 @@ def check_finite(sites: Iterable[Site]) -> None:
         raise ValueError(f"weights must be finite, got NaN or infinity in {', '.join(wrong)}")
 
 
-def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Names of the weights that are parameters of ``module`` itself, and their axes of output channels."""
-    names: Iterable[str] = ("weight",)
-    axis = 0
-    if isinstance(module, nn.MultiheadAttention):
-        names = _PACKED  # the output projection is a Linear of its own
-    elif isinstance(module, _RECURRENT):
-        names = [name for name in module._parameters if name.startswith("weight_")]
-    elif isinstance(module, (*_TRANSPOSED, *_EMBEDDINGS)):
-        axis = 1
-    elif not isinstance(module, (*_CONVOLUTIONS, nn.Linear, nn.Bilinear)):
-        weight = module._parameters.get("weight")
-        if not type(module).__name__.endswith("Linear") or weight is None or weight.dim() < 2:
-            return
-        axis = 0 if weight.dim() == 2 else weight.dim() - 1  # [types, in, out]
-    yield from ((name, axis) for name in names if module._parameters.get(name) is not None)
-
-
 def _activations(module: nn.Module) -> tuple[str, ...]:
     count = 3 if isinstance(module, nn.MultiheadAttention) else 2 if isinstance(module, nn.Bilinear) else 1
     return tuple(inspect.signature(module.forward).parameters)[:count]
@@ -236,10 +275,11 @@ def _check_initialised(model: nn.Module) -> None:
 
 
 def _chosen(labels: set[str], include: list[str] | None, exclude: list[str] | None) -> bool:
-    return (include is None or _matches(labels, include)) and not _matches(labels, exclude or ())
+    return (include is None or matches(labels, include)) and not matches(labels, exclude or ())
 
 
-def _matches(labels: Iterable[str], patterns: Iterable[str]) -> bool:
+def matches(labels: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Whether one of ``patterns`` matches one of ``labels``."""
     return any(fnmatchcase(label, pattern) for label in labels for pattern in patterns)
 
 
@@ -250,11 +290,11 @@ def _patterns(argument: str, patterns: Sequence[str] | None, model: nn.Module) -
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, module in model.named_modules(remove_duplicate=False):
-        known |= {name, type(module).__name__}
+        known |= {name, class_name(module)}
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"{argument} must be a list of patterns, got {pattern!r} in it")
-        if not _matches(known, [pattern]):
+        if not matches(known, [pattern]):
             nearest = difflib.get_close_matches(pattern, sorted(known), n=1, cutoff=0.0)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"{argument} pattern {pattern!r} matches no parameter, module or class{hint}")

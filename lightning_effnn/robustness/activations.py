@@ -43,7 +43,7 @@ class Activations:
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
-        sites = {site.name: site.module for site in activation_sites(model)}
+        sites = {site.name: site.module for site in activation_sites(model, frozen=True)}
         if names is not None:
             sites = {name: sites[name] for name in names}
         if not sites:

@@ -105,11 +105,11 @@ def test_what_is_logged_is_of_the_whole_network_and_equals_the_file(tmp_path, ot
 def test_a_network_with_something_that_no_file_holds_trains_on_without_a_size():
     model = classifier()
     model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    trainer = L.Trainer(
+        max_epochs=2, callbacks=[compression()], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
     with pytest.warns(UserWarning, match=r"logs no size: 'adjacency' must be a dense tensor"):
-        trainer = L.Trainer(
-            max_epochs=2, callbacks=[compression()], accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
         trainer.fit(model, loader())
     assert {k for k in trainer.callback_metrics if k.startswith("compress/")} == {"compress/focused_layers"}
 

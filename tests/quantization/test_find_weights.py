@@ -1,0 +1,458 @@
+"""Weights that no class tells: seen in a run, or declared."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from lightning_effnn.quantization import (
+    Selection,
+    TensorQuantizer,
+    WeightFinder,
+    activation_sites,
+    attach_,
+    coverage,
+    declare_weight,
+    find_weights_,
+    forget_weights,
+    quantize_,
+    weight_sites,
+)
+from lightning_effnn.quantization.weights import noted_uses, restore_uses_
+
+
+class Projection(nn.Module):
+    """As in GPT-2: the weight is [in, out]."""
+
+    def __init__(self, columns, rows):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, columns) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(columns))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+Conv1D = type("Conv1D", (Projection,), {})
+
+
+class Block(nn.Module):
+    def __init__(self, linear, width=32, heads=4):
+        super().__init__()
+        self.ln, self.heads = nn.LayerNorm(width), heads
+        self.c_attn, self.c_proj = linear(3 * width, width), linear(width, width)
+        self.c_fc, self.c_out = linear(4 * width, width), linear(width, 4 * width)
+
+    def forward(self, x):
+        q, k, v = self.c_attn(self.ln(x)).split(x.shape[-1], dim=2)
+        q, k, v = (t.view(*t.shape[:2], self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
+        x = x + self.c_proj(y)
+        return x + self.c_out(F.gelu(self.c_fc(x)))
+
+
+class Language(nn.Module):
+    """A small GPT-2, whose head is tied to its table of tokens."""
+
+    def __init__(self, linear=Conv1D, width=32):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(50, width), nn.Embedding(16, width)
+        self.blocks = nn.ModuleList(Block(linear, width) for _ in range(2))
+        self.head = nn.Linear(width, 50, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+TOKENS = torch.randint(0, 50, (2, 16))
+
+
+def found(model, *inputs):
+    selection = find_weights_(model, *inputs)
+    return {site.name: site.axis for site in selection.sites}
+
+
+@pytest.mark.parametrize("linear", [Conv1D, Projection])
+def test_a_gpt_of_whatever_class_is_taken_whole(linear):
+    model = Language(linear)
+    selection = find_weights_(model, TOKENS)
+    assert selection.share_of_macs == 1.0
+    assert selection.share_of_parameters > 0.95
+    axes = {site.name: site.axis for site in selection.sites}
+    assert axes["blocks.0.c_attn.weight"] == axes["blocks.1.c_out.weight"] == 1
+    assert next(site.names for site in selection.sites) == ("wte.weight", "head.weight")
+    assert sum("weight" in name for name in axes) == 2 + 8
+
+
+def test_conv1d_of_transformers_is_known_by_its_name_and_others_are_warned_of():
+    assert {site.axis for site in weight_sites(Language()) if "c_" in site.name} == {1}
+    model = Language(Projection)
+    assert [site.name for site in weight_sites(model)] == ["wte.weight", "wpe.weight"]
+    assert not Selection(model).is_enough
+    with pytest.warns(UserWarning, match=r"(?s)takes 2 weights.*classes that are not known .*: blocks\.\*;"):
+        quantize_(model, "W8A8")
+
+
+class Experts(nn.Module):
+    """Experts in one tensor, by bmm or einsum, each token sent to one of them."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.router = nn.Linear(8, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 8, 16)), nn.Parameter(torch.randn(4, 16, 8))
+        self.product = product
+
+    def forward(self, x):
+        gates = self.router(x).softmax(-1)  # [tokens, experts]
+        hidden = self.product(x.expand(4, *x.shape), self.up).relu()
+        return (self.product(hidden, self.down) * gates.T[..., None]).sum(0)
+
+
+def by_einsum(x, weight):
+    return torch.einsum("enc,eck->enk", x, weight)
+
+
+def by_matmul_turned(x, weight):
+    return (weight.transpose(1, 2) @ x.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("product", [torch.bmm, by_einsum, by_matmul_turned])
+def test_experts_in_three_axes(product):
+    assert found(Experts(product), torch.randn(6, 8)) == {"up": 2, "down": 2, "router.weight": 0}
+
+
+def test_experts_that_are_picked_by_index():
+    class Picked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(4, 8, 16))
+
+        def forward(self, x):
+            return (x[:, None] @ self.up[x[:, 0].long() % 4])[:, 0]
+
+    assert found(Picked(), torch.randn(6, 8)) == {"up": 2}
+
+
+def test_experts_of_a_list_are_quantised_where_they_are_read():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ParameterList(torch.randn(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            return sum(x @ w for w in self.experts)
+
+    model, x = Listed(), torch.randn(2, 8)
+    assert found(model, x) == {"experts.0": 1, "experts.1": 1, "experts.2": 1}
+    attach_(model, {f"experts.{n}": TensorQuantizer(8, signed=True) for n in range(3)})
+    assert [o.weight_format for o in coverage(model, x).operations] == ["int8"] * 3
+
+
+def test_projections_in_three_axes():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.out = nn.Parameter(torch.randn(12, 4, 5)), nn.Parameter(torch.randn(4, 5, 12))
+
+        def forward(self, x):
+            q = torch.einsum("bsd,dhk->bshk", x, self.query)
+            return torch.einsum("bshk,hkd->bsd", q, self.out)
+
+    selection = find_weights_(Heads(), torch.randn(2, 3, 12))
+    assert {site.name: site.axis for site in selection.sites} == {"query": 2, "out": 2}
+    assert selection.share_of_macs == selection.share_of_parameters == 1.0
+
+
+def test_scales_a_channel_follow_the_axis_that_was_seen():
+    model, x = Projection(6, 8), torch.randn(4, 8)
+    find_weights_(model, x)
+    attachment = quantize_(nn.Sequential(model), "W8A8", per_channel=True)
+    assert attachment.weights["0.weight"].scale.shape == (6,)
+
+
+class Lora(nn.Module):
+    """A frozen base with adapters; merged before the product, or beside it."""
+
+    def __init__(self, merged=False):
+        super().__init__()
+        self.base, self.merged = nn.Linear(16, 16).requires_grad_(False), merged
+        self.a, self.b = nn.Parameter(torch.randn(2, 16)), nn.Parameter(torch.randn(16, 2))
+
+    def forward(self, x):
+        if self.merged:
+            return F.linear(x, self.base.weight + self.b @ self.a, self.base.bias)
+        return self.base(x) + x @ self.a.T @ self.b.T
+
+
+def test_the_base_of_lora_is_left_and_named():
+    model = Lora()
+    assert found(model, torch.randn(3, 16)) == {"a": 0, "b": 0}
+    selection = Selection(model)
+    (frozen,) = [group for group in selection.left if "frozen" in group.reason]
+    assert frozen.names == ("base.weight",)
+    assert selection.share_of_macs == pytest.approx(64 / 320)
+    assert not selection.is_enough
+    assert "base.weight" in str(selection)
+    assert Selection(model, exclude=["base.*"]).is_enough  # the user knows
+    assert [site.name for site in weight_sites(model, include=["base"])] == ["base.weight"]
+
+
+def test_a_matrix_that_is_added_to_another_is_no_weight_of_the_product():
+    model = Lora(merged=True).requires_grad_(True)
+    with pytest.raises(ValueError, match="no weight to prune or quantise"):
+        weight_sites_after(model, torch.randn(3, 16))
+    reasons = {name: group.reason for group in Selection(model).left for name in group.names}
+    assert "add" in reasons["base.weight"]
+    assert "no product" in reasons["a"]
+
+
+def weight_sites_after(model, *inputs):
+    find_weights_(model, *inputs)
+    return weight_sites(model)
+
+
+def test_frozen_networks_are_left_where_others_train():
+    model = nn.ModuleDict(
+        {
+            "net": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)),
+            "teacher": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)),
+        }
+    )
+    model["teacher"].requires_grad_(False)
+    assert [site.name for site in weight_sites(model)] == ["net.0.weight", "net.1.weight"]
+    assert [site.name for site in activation_sites(model)] == ["net.0", "net.1"]
+    assert len(weight_sites(model, frozen=True)) == len(activation_sites(model, frozen=True)) == 4
+    assert [site.name for site in weight_sites(model, include=["teacher.*"])] == [
+        "teacher.0.weight",
+        "teacher.1.weight",
+    ]
+    assert [site.name for site in activation_sites(model, include=["teacher.1"])] == ["teacher.1"]
+    assert [site.name for site in weight_sites(model, include=["Linear"])] == ["net.0.weight", "net.1.weight"]
+    assert "teacher.*" in str(Selection(model))
+    attach_(model, {"teacher.0.weight": TensorQuantizer(8)})  # who names it may
+    assert len(weight_sites(model.requires_grad_(False))) == 4  # ready to be deployed
+
+
+def test_a_model_whose_weights_are_all_frozen_says_so():
+    model = nn.Linear(4, 4)
+    model.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="weight would be one, but is frozen: name it in include"):
+        weight_sites(model)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / w.std((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, w, self.bias)
+
+
+def test_a_standardised_convolution_is_left_with_the_true_reason():
+    model, x = nn.Sequential(nn.Conv2d(1, 4, 3), Standardised(4, 4, 3)), torch.randn(2, 1, 8, 8)
+    assert found(model, x) == {"0.weight": 0}
+    (group, *_) = Selection(model).left
+    assert group.names == ("1.weight",)
+    assert group.reason.startswith("goes through sub before the product")
+    assert [site.name for site in activation_sites(model)] == ["0", "1"]  # what goes in can be quantised all the same
+    forget_weights(model)
+    assert len(weight_sites(model)) == 2
+
+
+def test_a_cosine_classifier_is_followed_through_its_norm():
+    class Cosine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prototypes = nn.Parameter(torch.randn(10, 16))
+
+        def forward(self, x):
+            return 20 * F.normalize(x) @ F.normalize(self.prototypes).T
+
+    model = nn.Sequential(nn.Linear(16, 16), Cosine())
+    assert found(model, torch.randn(3, 16)) == {"0.weight": 0, "1.prototypes": 0}
+    assert [site.name for site in activation_sites(model)] == ["0"]  # what goes in is another tensor than the factor
+
+
+@pytest.mark.parametrize("looked", [True, False])
+@pytest.mark.parametrize(
+    ("computed", "name"),
+    [
+        (parametrizations.weight_norm, "parametrizations.weight.original1"),
+        (parametrizations.spectral_norm, "parametrizations.weight.original"),
+        (lambda m: prune.l1_unstructured(m, "weight", 0.5), "weight_orig"),
+        (nn.utils.spectral_norm, "weight_orig"),
+    ],
+)
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(8, 6), lambda: nn.ConvTranspose1d(8, 6, 3)])
+def test_a_weight_that_is_scaled_or_masked_is_its_parameter(layer, computed, name, looked):
+    model = nn.Sequential(computed(layer()))
+    if looked:
+        find_weights_(model, torch.randn(4, 8, *([5] if isinstance(model[0], nn.ConvTranspose1d) else [])))
+    (site,) = weight_sites(model)
+    assert site.name == f"0.{name}"
+    assert site.parameter.shape[site.axis] == 6
+    assert [site.name for site in activation_sites(model)] == ["0"]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    weight_sites(model)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_a_weight_that_a_parametrization_changes_is_left_with_the_reason(looked):
+    class Symmetric(nn.Module):
+        def forward(self, x):
+            return x + x.T
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    parametrize.register_parametrization(model[1], "weight", Symmetric())
+    if looked:
+        find_weights_(model, torch.randn(2, 8))
+    assert [site.name for site in weight_sites(model)] == ["0.weight"]
+    (group, *_) = Selection(model).left
+    assert group.names == ("1.parametrizations.weight.original",)
+    assert "goes through add" in group.reason
+
+
+def test_what_was_seen_goes_with_copies_and_never_into_a_state_dict():
+    model, x = nn.Sequential(Projection(6, 8)), torch.randn(2, 8)
+    keys = list(model.state_dict())
+    find_weights_(model, x)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [site.name for site in weight_sites(again)] == ["0.weight"]
+    assert list(model.state_dict()) == keys
+    fresh = nn.Sequential(Projection(6, 8))
+    restore_uses_(fresh, noted_uses(model))
+    assert weight_sites(fresh)[0].axis == 1
+    forget_weights(model)
+    assert noted_uses(model) == {}
+
+
+def test_declared_for_a_class_or_a_module_and_stronger_than_what_is_seen():
+    class Cooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(8, 6))
+
+        def forward(self, x):
+            return x @ (self.matrix + 1)
+
+    class Child(Cooked):
+        pass
+
+    declare_weight(Cooked, "matrix", channel=-1)
+    model = nn.Sequential(Child())
+    assert found(model, torch.randn(2, 8)) == {"0.matrix": 1}
+    assert Selection(model).share_of_macs == 1.0
+    other = Projection(6, 8)
+    declare_weight(other, channel=None)
+    assert [(site.name, site.axis) for site in weight_sites(other)] == [("weight", None)]
+    with pytest.raises(ValueError, match=r"name must be a floating-point parameter of Projection \(weight, bias\)"):
+        declare_weight(other, "kernel", channel=0)
+    with pytest.raises(ValueError, match=r"channel must be an axis of weight, of shape \(8, 6\), or None, got 2"):
+        declare_weight(other, channel=2)
+    with pytest.raises(TypeError, match="a module or a class of modules"):
+        declare_weight("weight", channel=0)
+
+
+def test_a_run_is_not_changed_and_a_natural_training_step_can_be_watched():
+    def step(model, finder=None):
+        torch.manual_seed(1)
+        if finder is not None:
+            finder.open()
+        x = torch.randn(4, 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).square().mean() + torch.dropout(x, 0.5, True).mean()
+        loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+        if finder is not None:
+            finder.close()
+        return loss.detach()
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            Projection(16, 16), nn.Dropout(0.1), nn.GRU(16, 8, batch_first=True), Last(), nn.Linear(8, 2)
+        )
+
+    class Last(nn.Module):
+        def forward(self, pair):
+            return pair[0]
+
+    plain, watched = model(), model()
+    finder = WeightFinder(watched)
+    assert torch.equal(step(plain), step(watched, finder))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert finder.error is None
+    assert weight_sites(watched)[0].name == "0.weight"
+    selection = Selection(watched)
+    assert selection.share_of_macs == 1.0
+    macs = {name: use["macs"] for name, use in noted_uses(watched).items()}
+    assert macs["0.weight"] == 4 * 256
+    assert macs["2.weight_ih_l0"] == 4 * 24 * 16
+
+
+def test_noise_that_is_drawn_inside_is_a_batch():
+    class Generator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Projection(8, 4), Projection(3, 8)
+
+        def forward(self, number):
+            return self.second(self.first(torch.randn(number, 4)).relu())
+
+    assert found(Generator(), 5) == {"first.weight": 1, "second.weight": 1}
+
+
+def test_learned_queries_are_activations_and_what_they_meet_are_weights():
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries = nn.Parameter(torch.randn(5, 8))
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(self.queries.expand(len(x), -1, -1), x, x)[0]
+
+    selection = find_weights_(Decoder(), torch.randn(3, 7, 8))
+    assert [site.name for site in selection.sites] == ["attention.in_proj_weight", "attention.out_proj.weight"]
+
+
+def test_a_graph_kept_in_the_model_is_data():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("x", torch.randn(10, 4))
+            self.lin = Projection(3, 4)
+
+        def forward(self):
+            return self.lin(self.x)
+
+    assert found(Graph()) == {"lin.weight": 1}
+
+
+def test_vectors_that_multiply_have_no_output_axis():
+    class Score(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v = nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            return x @ self.v
+
+    assert found(nn.Sequential(nn.Linear(4, 8), Score()), torch.randn(3, 4)) == {"0.weight": 0, "1.v": None}
+
+
+def test_full_covered_models_say_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)), "W8A8")
