@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_effnn.compression.codec import decode_tensor, encode_tensor
 from lightning_effnn.formats.declared import forget_formats
-from lightning_effnn.quantization import strip_
+from lightning_effnn.quantization import forget_weights, strip_
 
 Other = Literal["fp32", "fp16", "int8"]
 
@@ -52,4 +52,5 @@ def bake_(model: nn.Module) -> nn.Module:
     (1, 0)
     """
     forget_formats(model)
+    forget_weights(model)
     return strip_(model)

@@ -120,14 +120,14 @@ def _used(owner: nn.Module, name: str, axis: int | None) -> Weight:
 
 def _parametrized(module: nn.Module, name: str, axis: int) -> Iterator[Weight]:
     tensor, sources = followed(module, name)
-    owner = module.parametrizations[name]  # type: ignore[index]
-    for parameter_name, parameter in owner._parameters.items():  # type: ignore[union-attr]
+    owner = module.get_submodule(f"parametrizations.{name}")
+    for parameter_name, parameter in owner._parameters.items():
         source = sources.get(id(parameter))
-        if source is None or parameter.dim() < 2:
+        if parameter is None or source is None or parameter.dim() < 2:
             continue
         found = _used(owner, parameter_name, None)
         if found.use is None and source.changed_by:
-            steps = " and ".join(type(step).__name__ for step in owner)  # type: ignore[union-attr]
+            steps = " and ".join(type(step).__name__ for step in owner.children())
             reason = f"goes through {source.changed_by} in {steps}, which its zeros and levels do not reach"
             found = found._replace(use=WeightUse(None, reason=reason))
         elif found.use is None:
