@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_effnn.quantization import Selection, WeightFinder
+from lightning_effnn.quantization import Selection, WeightFinder, forget_weights
+from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 
 LOOKS = 8
 """Batches looked at, at most, while there are matrices that train and took no part: of networks that take turns."""
@@ -32,14 +35,15 @@ class FirstBatches:
         """Don't look while a backward pass runs; nor at the same time as others who look end then."""
         self._finder.pause()
 
-    def close(self) -> bool:
+    def close(self, trainer: Any) -> bool:
         """End the look; whether this batch was looked at."""
         if not self._left:
             return False
         self._finder.close()
-        self._left = 0 if self._finder.error is not None or not self.selection.unseen else self._left - 1
+        error = share(trainer, self.selection.model, self._finder.error)
+        self._left = 0 if error or not self.selection.unseen else self._left - 1
         if not self._left:
-            tell(self.owner, self.selection, self._finder.error)
+            tell(self.owner, self.selection, error)
         return True
 
     def end(self) -> None:
@@ -50,7 +54,32 @@ class FirstBatches:
         self._left = 0
 
 
-def tell(owner: str, selection: Selection, error: Exception | None = None) -> None:
+def selection_of(trainer: Any, pl_module: Any, callback: Any) -> Selection:
+    """What ``callback`` takes of the weights that train in this fit, by its ``include`` and ``exclude``."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    optimized = [parameter for group in groups for parameter in group["params"]]
+    return Selection(pl_module, callback.include, callback.exclude, optimized)
+
+
+def share(trainer: Any, pl_module: Any, error: Exception | None) -> str:
+    """Let all processes know what the first has seen: each has a batch of its own, and may have sent it elsewhere.
+
+    Args:
+        trainer, pl_module: of the fit.
+        error: why this process could not look, if it could not.
+
+    Returns:
+        Why the first could not look; empty if it could.
+    """
+    reason = "" if error is None else f"{type(error).__name__}: {error}"
+    if trainer.world_size > 1:
+        noted, reason = trainer.strategy.broadcast((noted_uses(pl_module), reason))
+        forget_weights(pl_module)
+        restore_uses_(pl_module, noted)
+    return reason
+
+
+def tell(owner: str, selection: Selection, error: str = "") -> None:
     """Say what is taken and what is left out, as a warning where that is much.
 
     Args:
@@ -58,10 +87,7 @@ def tell(owner: str, selection: Selection, error: Exception | None = None) -> No
         selection: what is taken.
         error: why no batch could be looked at, if none could.
     """
-    if error is not None:
-        rank_zero_warn(
-            f"{owner} knows weights by their classes only, for the batch could not be looked at:"
-            f" {type(error).__name__}: {error}"
-        )
+    if error:
+        rank_zero_warn(f"{owner} knows weights by their classes only, for the batch could not be looked at: {error}")
     rank_zero_info(f"{owner} takes {', '.join(site.name for site in selection.sites)}")
     (rank_zero_info if selection.is_enough else rank_zero_warn)(f"{owner} takes {selection}")

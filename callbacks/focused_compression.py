@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_effnn.callbacks._first_batches import FirstBatches, tell
+from lightning_effnn.callbacks._first_batches import FirstBatches, selection_of, tell
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
@@ -188,7 +188,7 @@ class FocusedCompression(Callback):
             strip_(self._attachment.model)
             self._attachment = None
         restore_uses_(pl_module, self._saved_weights)
-        self._selection = Selection(pl_module, self.include, self.exclude)
+        self._selection = selection_of(trainer, pl_module, self)
         self.projector = Projector(
             pl_module,
             sites=self._selection.sites,
@@ -224,10 +224,10 @@ class FocusedCompression(Callback):
         if self._first is not None and not pl_module.automatic_optimization:
             self._first.open()
 
-    def _take(self, pl_module: Any) -> None:
+    def _take(self, trainer: Any, pl_module: Any) -> None:
         """Take what was seen to multiply."""
         assert self.projector is not None
-        if self._first is not None and self._first.close():
+        if self._first is not None and self._first.close(trainer):
             assert self._selection is not None
             self.projector.take(self._selection.sites or weight_sites(pl_module, self.include, self.exclude))
 
@@ -252,7 +252,7 @@ class FocusedCompression(Callback):
         """Go on with the schedule."""
         assert self.projector is not None
         self.projector.capture()  # where a scaler has skipped the step
-        self._take(pl_module)
+        self._take(trainer, pl_module)
         done = passed(trainer, batch_idx + 1)
         if self._pruning is not None:
             progress = self._pruning.progress(done, epochs_of(trainer))
@@ -279,7 +279,9 @@ class FocusedCompression(Callback):
 
     def _round_activations(self, pl_module: Any) -> None:
         assert self.activations is not None
-        self._attachment = quantize_activations_(pl_module, self.activations, self.include, self.exclude)
+        assert self._selection is not None
+        exclude = self._selection.excluded
+        self._attachment = quantize_activations_(pl_module, self.activations, self.include, exclude)
         rank_zero_info(f"FocusedCompression rounds the inputs of {', '.join(self._attachment.activations)}")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_effnn.callbacks._first_batches import tell
+from lightning_effnn.callbacks._first_batches import selection_of, share, tell
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
@@ -117,6 +117,7 @@ class LowPrecisionSearch(Callback):
         self.search: BitSearch | None = None
         self.history: list[dict[str, Any]] = []
         self._held_out: HeldOut | None = None
+        self._excluded: list[str] = []  # patterns of exclude, and names of what nobody optimises
         self._position = 0  # of the held-out batches, in the checkpoint
         self._scales: ScaleOptimizer | None = None
         self._stopped = False
@@ -145,6 +146,7 @@ class LowPrecisionSearch(Callback):
             "history": self.history,
             "stopped": self._stopped,
             "known": noted_uses(self.search.model),
+            "excluded": self._excluded,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -282,7 +284,7 @@ class LowPrecisionSearch(Callback):
         steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
         self._held_out = HeldOut(trainer)
         held_out = self._held_out.batch(trainer, batch)
-        self._look(pl_module, lambda: held_out_loss(trainer, pl_module, held_out, step))
+        self._look(trainer, pl_module, lambda: held_out_loss(trainer, pl_module, held_out, step))
         self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
         names = ", ".join(self.search.options)
@@ -291,13 +293,15 @@ class LowPrecisionSearch(Callback):
         if trainer.world_size > 1:  # each process has seen a batch of its own
             self.search.load_state_dict(trainer.strategy.broadcast(self.search.state_dict()))
 
-    def _look(self, pl_module: Any, run: Callable[[], object]) -> None:
+    def _look(self, trainer: Any, pl_module: Any, run: Callable[[], object]) -> None:
         """See what multiplies, whatever the classes of the modules, and say what is left out."""
-        selection = Selection(pl_module, self.include, self.exclude)
+        selection = selection_of(trainer, pl_module, self)
         with WeightFinder(pl_module) as finder:
             run()
+        error = share(trainer, pl_module, finder.error)
+        self._excluded = selection.excluded
         if self.weights:
-            tell(type(self).__name__, selection, finder.error)
+            tell(type(self).__name__, selection, error)
 
     def _compare(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
         assert self.search is not None
@@ -339,6 +343,7 @@ class LowPrecisionSearch(Callback):
             return
         saved, self._saved = self._saved, None
         restore_uses_(pl_module, saved["known"])
+        self._excluded = saved["excluded"]
         self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
         self.search.load_state_dict(saved["search"])
         self.history, self._stopped = list(saved["history"]), saved["stopped"]
@@ -350,7 +355,7 @@ class LowPrecisionSearch(Callback):
 
     def _attached(self, pl_module: Any, steps: int) -> BitSearch:
         return BitSearch(
-            pl_module, self.weights, self.activations, self.include, self.exclude, steps=steps, seed=self.seed
+            pl_module, self.weights, self.activations, self.include, self._excluded, steps=steps, seed=self.seed
         )
 
     def _batches(self, trainer: Any) -> int:

@@ -190,19 +190,16 @@ class _Watch(Lineage):  # type: ignore[no-untyped-call]
     def copied(self, source: Tensor, result: Tensor) -> None:
         """What goes into a module goes there as a copy too."""
         if self._running and source.is_floating_point() and self.sources(source) is None:
-            key = self._key(source)
+            key, copy = self._key(source), self._key(result)
             for _, memory in self._running:
-                if key in memory:
-                    memory.add(self._key(result))
+                if key in memory and copy is not None:
+                    memory.add(copy)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Global pre-hook of modules."""
         if threading.get_ident() == self._thread and self.error is None:
-            try:
-                memory = {self._key(t) for t in tensors_in(args) if t.is_floating_point()}
-            except (NotImplementedError, RuntimeError, AttributeError):
-                memory = set()
-            self._running.append((id(module), memory))
+            keys = (self._key(tensor) for tensor in tensors_in(args) if tensor.is_floating_point())
+            self._running.append((id(module), {key for key in keys if key is not None}))
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> None:
         """Global hook of modules."""

@@ -8,7 +8,6 @@ and is not followed. Memory is known by its storage, which views share.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -87,14 +86,14 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             strides = zip(parameter.stride(), parameter.shape, range(parameter.dim()), strict=True)
             digits = tuple(Digit(*digit) for digit in strides if digit[1] > 1)
             self._learn(parameter, {id(parameter): Source(id(parameter), digits)})
-            self._own.add(self._key(parameter))
+            key = self._key(parameter)
+            if key is not None:
+                self._own.add(key)
 
     def sources(self, tensor: Tensor) -> Sources | None:
         """The parameters that ``tensor`` comes from; ``None`` if it is no constant."""
-        try:
-            return self._known.get(self._key(tensor))
-        except (NotImplementedError, RuntimeError, AttributeError):  # no storage of its own: functorch's wrappers
-            return None
+        key = self._key(tensor)
+        return None if key is None else self._known.get(key)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -146,7 +145,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         for tensor in tensors_in(result):
             key = self._key(tensor)
-            if key in self._own or (key in seen and key not in written):
+            if key is None or key in self._own or (key in seen and key not in written):
                 continue  # a parameter stays itself; what shares memory is a view
             sources = made(tensor)
             if sources is None:
@@ -209,13 +208,18 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _merged(parts)
 
     def _learn(self, tensor: Tensor, sources: Sources) -> None:
-        with suppress(NotImplementedError, RuntimeError, AttributeError):
-            self._known[self._key(tensor)] = sources
+        key = self._key(tensor)
+        if key is not None:
+            self._known[key] = sources
 
-    def _key(self, tensor: Tensor) -> int:
-        if tensor.layout is not torch.strided:
-            tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
-        key, storage = storage_key(tensor)
+    def _key(self, tensor: Tensor) -> int | None:
+        """What is the same for tensors in the same memory; ``None`` for those that have none of their own."""
+        try:
+            if tensor.layout is not torch.strided:
+                tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+            key, storage = storage_key(tensor)
+        except (NotImplementedError, RuntimeError, AttributeError):  # functorch's wrappers, packed layouts
+            return None
         self._kept.setdefault(key, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
         return key
 

@@ -171,7 +171,7 @@ class QuantizationPlan:
         """
         self.check(model)
         bits = elements = 0
-        for site in weight_sites(model):
+        for site in weight_sites(model, frozen=True):
             width = next((self.weights[name] for name in site.names if name in self.weights), 32)
             bits += width * site.parameter.numel()
             elements += site.parameter.numel()

@@ -17,6 +17,7 @@ ENOUGH = 0.9
 _NAMED = 12
 _CHOSEN = "by include and exclude"
 _FROZEN = "frozen (include takes them by name)"
+_IDLE = "in no optimiser (include takes them by name)"
 _VECTORS = "biases, norms and other vectors"
 _UNSEEN = "in no product of the batch that was looked at"
 _UNKNOWN = "of classes that are not known (find_weights_ sees what multiplies, declare_weight says it)"
@@ -47,6 +48,8 @@ class Selection:
 
     Args:
         model, include, exclude: as for :func:`~lightning_effnn.quantization.weight_sites`.
+        optimized: the parameters that somebody optimises; others are left alone as frozen ones are. ``None`` or empty:
+            it is not known.
 
     Raises:
         ValueError: if the model has uninitialised lazy modules, or a pattern matches nothing in the model.
@@ -60,16 +63,30 @@ class Selection:
     """
 
     def __init__(
-        self, model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        optimized: Iterable[Tensor] | None = None,
     ) -> None:
         self.model, self.include, self.exclude = model, include, exclude
-        self._frozen = frozen_parameters(model)
+        moved = {id(parameter) for parameter in optimized or ()}
+        self._idle = {id(p) for p in model.parameters() if moved and p.requires_grad and id(p) not in moved}
+        self._frozen = frozen_parameters(model) | self._idle
         chosen_sites(model, include, exclude, self._frozen)  # refuses what it can't look at
 
     @property
     def sites(self) -> list[Site]:
         """What is taken, as far as it is known now; more may be once a run was looked at."""
         return chosen_sites(self.model, self.include, self.exclude, self._frozen)
+
+    @property
+    def excluded(self) -> list[str]:
+        """Patterns of ``exclude``, and the names of what nobody optimises, for functions that don't know that."""
+        taken = {id(site.parameter) for site in self.sites}
+        exclude = [self.exclude] if isinstance(self.exclude, str) else list(self.exclude or ())
+        idle = (name for name, p in self.model.named_parameters() if id(p) in self._idle and id(p) not in taken)
+        return [*exclude, *idle]
 
     @property
     def looked(self) -> bool:
@@ -175,20 +192,22 @@ class Selection:
             if weight.use is not None and weight.use.reason
         }
         matched = {id(site.parameter) for site in chosen_sites(self.model, self.include, self.exclude, ())}
+        exclude = [self.exclude] if isinstance(self.exclude, str) else self.exclude or ()
         reasons: dict[int, str] = {}
         for prefix, module in self.model.named_modules():
             for name, parameter in module._parameters.items():
                 key = id(parameter)
                 if parameter is None or key in reasons:
                     continue
+                resting = _IDLE if key in self._idle else _FROZEN
                 if key in possible:
-                    reasons[key] = _FROZEN if key in matched else _CHOSEN
-                elif matches((f"{prefix}.{name}".lstrip("."), prefix, class_name(module)), self.exclude or ()):
+                    reasons[key] = resting if key in matched else _CHOSEN
+                elif matches((f"{prefix}.{name}".lstrip("."), prefix, class_name(module)), exclude):
                     reasons[key] = _CHOSEN
                 elif parameter.dim() < 2 and key not in unfit:
                     reasons[key] = _VECTORS
                 elif key in self._frozen:
-                    reasons[key] = _FROZEN
+                    reasons[key] = resting
                 else:
                     reasons[key] = unfit.get(key) or (_UNSEEN if self.looked else _UNKNOWN)
         return reasons

@@ -132,6 +132,24 @@ def test_a_frozen_teacher_is_left_alone_and_named():
     assert names(named) == ["net.0.weight", "net.2.weight", "teacher.0.weight"]
 
 
+class OneOptimised(Student):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.net.parameters(), 1e-3)
+
+
+def test_a_teacher_that_nobody_optimises_is_left_alone_though_it_is_not_frozen():
+    model = seeded(lambda: OneOptimised(mlp(), teacher=mlp()))
+    callback = FocusedCompression(0.5, activations=8)
+    with pytest.warns(UserWarning, match=r"in no optimiser .*: teacher\.\*"):
+        fit(model, [callback])
+    assert names(callback) == ["net.0.weight", "net.2.weight"]
+    assert set(callback._attachment.activations) == {"net.0", "net.2"}
+    search = LowPrecisionSearch(weights=(2, 8), activations=(8,), cost="bits", warmup=0.0, freeze=0.5)
+    fit(seeded(lambda: OneOptimised(mlp(), teacher=mlp())), [search])
+    assert set(search.plan.weights) == {"net.0.weight", "net.2.weight"}
+    assert set(search.plan.activations) == {"net.0", "net.2"}
+
+
 def test_what_the_user_leaves_out_is_no_warning(monkeypatch):
     lines = []
     monkeypatch.setattr("lightning_effnn.callbacks._first_batches.rank_zero_info", lines.append)
