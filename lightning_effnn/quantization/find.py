@@ -237,8 +237,10 @@ class _Watch(Lineage):  # type: ignore[no-untyped-call]
 
 
 def _note(model: nn.Module, watch: _Watch) -> None:
-    # Where the data is a constant of the model itself (a graph in a buffer), all products are of constants.
-    tallies = watch.tallies if any(tally.macs for tally in watch.tallies.values()) else watch.constant
+    tallies = watch.tallies
+    if not any(tally.macs for tally in tallies.values()):
+        # Where the data is a constant of the model itself (a graph in a buffer), all products are of constants.
+        tallies = watch.constant | tallies
     for module in model.modules():
         declared = uses_of(module)
         for name, parameter in module._parameters.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +23,14 @@ _COPIES = (
     "slice_copy", "_reshape_copy", "view_copy",
 )  # fmt: skip
 _ROWS = ("index_select", "index", "_unsafe_index", "flip", "roll", "repeat", "constant_pad_nd", "cat", "stack")
-_SCALES = ("mul", "div", "neg", "where", "masked_fill", "_weight_norm_interface")
+_SCALES = ("mul", "div", "neg", "where", "masked_fill", "native_dropout", "_weight_norm_interface")
 """What leaves zeros zero, and sizes but for a factor."""
-_ONE_SCALED = ("div", "_weight_norm_interface", "masked_fill")  # only what comes first is
+_ONE_SCALED = ("div", "_weight_norm_interface", "masked_fill", "native_dropout")  # only what comes first is
 _LOOKED_UP = ("index_select", "index", "_unsafe_index")
 
 
 class Digit(NamedTuple):
-    """A stride of memory along which an axis of a parameter runs, over so many places."""
+    """A stride of memory, in bytes, along which an axis of a parameter runs, over so many places."""
 
     stride: int
     size: int
@@ -54,12 +55,14 @@ class Source:
 
     def axes_along(self, tensor: Tensor, dim: int) -> set[int]:
         """The parameter's axes that a dimension of a view of the values runs along."""
-        size, stride = tensor.shape[dim], tensor.stride(dim)
+        size, stride = tensor.shape[dim], tensor.stride(dim) * tensor.element_size()
         return {d.axis for d in self.digits if max(d.stride, stride) < min(d.stride * d.size, stride * size)}
 
 
 Sources = Mapping[int, Source]
 """By the parameter's ``id``; empty for a constant that comes from none."""
+_DRAWN: Sources = MappingProxyType({})
+"""Of what is drawn at random: to a product it is what a batch is, elsewhere it comes from no parameter."""
 
 
 class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -83,8 +86,9 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._learn(tensor, {})
         self._own: set[int] = set()  # storages of parameters: who writes into one trains it
         for parameter in model.parameters():
-            strides = zip(parameter.stride(), parameter.shape, range(parameter.dim()), strict=True)
-            digits = tuple(Digit(*digit) for digit in strides if digit[1] > 1)
+            places = enumerate(zip(parameter.stride(), parameter.shape, strict=True))
+            width = parameter.element_size()
+            digits = tuple(Digit(stride * width, size, axis) for axis, (stride, size) in places if size > 1)
             self._learn(parameter, {id(parameter): Source(id(parameter), digits)})
             key = self._key(parameter)
             if key is not None:
@@ -92,6 +96,10 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def sources(self, tensor: Tensor) -> Sources | None:
         """The parameters that ``tensor`` comes from; ``None`` if it is no constant."""
+        state = self._state(tensor)
+        return None if state is _DRAWN else state
+
+    def _state(self, tensor: Tensor) -> Sources | None:
         key = self._key(tensor)
         return None if key is None else self._known.get(key)
 
@@ -129,7 +137,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         macs = macs_of(func, name, args, kwargs, result)
         if macs or name in RECURRENT:
             self.multiplied(name, macs, args)
-        if name in ("embedding", "_embedding_bag"):
+        if name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"):
             self.looked_up(args[0])
         inputs = list(tensors_in((args, kwargs)))
         if name in _COPIES + _ROWS and inputs:
@@ -157,16 +165,20 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, name: str, multiplies: bool, args: tuple[Any, ...], inputs: list[Tensor]
     ) -> Callable[[Tensor], Sources | None]:
         """What each result comes from."""
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return lambda result: None
+        drawn = torch.Tag.nondeterministic_seeded in func.tags and name != "native_dropout"
         if not inputs or name.endswith("_like") or name.startswith("new_"):
-            return lambda result: {}
-        states = [self.sources(tensor) for tensor in inputs]
+            return lambda result: _DRAWN if drawn else {}
+        states = [self._state(tensor) for tensor in inputs]
         if name in _LOOKED_UP and states[0] is not None and inputs[0].dim() > 2:
             # Matrices taken from a stack of them are weights, by whatever index; rows of a table are activations.
             return lambda result: self._carried(name, args, inputs[:1], states[:1], result)
-        if None in states or name == "embedding":
+        if any(state is None for state in states) or name == "embedding":
             return lambda result: None
+        random = any(state is _DRAWN for state in states)
+        if multiplies and random:
+            return lambda result: None
+        if drawn or (random and not any(states)):
+            return lambda result: _DRAWN
         if name in _COPIES:
             return lambda result: self._carried(name, args, inputs[-1:], states[-1:], result)
         if name in _ROWS:
@@ -196,7 +208,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _scaled(self, name: str, inputs: list[Tensor], states: list[Sources | None], result: Tensor) -> Sources:
         parts: list[Sources] = []
         for number, (tensor, state) in enumerate(zip(inputs, states, strict=True)):
-            whole = tensor.numel() == result.numel() and 0 not in tensor.stride() and tensor.is_floating_point()
+            whole = tensor.numel() == result.numel() and 0 not in tensor.stride() and tensor.dtype != torch.bool
             if whole and not (number and name in _ONE_SCALED):
                 moved = {
                     key: _moved(source, tensor, result, lambda dim, t=tensor: dim + result.dim() - t.dim())  # type: ignore[misc]
@@ -246,14 +258,15 @@ def followed(module: nn.Module, name: str) -> tuple[Tensor, Sources]:
 def _moved(source: Source, tensor: Tensor, result: Tensor, place: Callable[[int], int]) -> Source:
     """A source of a view, where its dimensions are those of ``result`` that ``place`` says."""
     digits = []
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        at = place(dim)
+    for dim, size in enumerate(tensor.shape):
+        at, stride = place(dim), tensor.stride(dim) * tensor.element_size()
         if size < 2 or not stride or not 0 <= at < result.dim():
             continue
+        width = result.stride(at) * result.element_size()
         for digit in source.digits:
             low, high = max(digit.stride, stride), min(digit.stride * digit.size, stride * size)
             if low < high:
-                digits.append(Digit(result.stride(at) * low // stride, -(-high // low), digit.axis))
+                digits.append(Digit(width * low // stride, -(-high // low), digit.axis))
     return replace(source, digits=tuple(digits))
 
 

@@ -18,6 +18,7 @@ _NAMED = 12
 _CHOSEN = "by include and exclude"
 _FROZEN = "frozen (include takes them by name)"
 _IDLE = "in no optimiser (include takes them by name)"
+_COMPLEX = "complex, which no number format is"
 _VECTORS = "biases, norms and other vectors"
 _UNSEEN = "in no product of the batch that was looked at"
 _UNKNOWN = "of classes that are not known (find_weights_ sees what multiplies, declare_weight says it)"
@@ -100,7 +101,7 @@ class Selection:
         macs, reasons = self._macs(), self._reasons()
         groups: dict[str, list[tuple[str, Tensor]]] = {}
         for name, parameter in self.model.named_parameters():
-            if id(parameter) not in taken and parameter.is_floating_point() and parameter.numel():
+            if id(parameter) not in taken and _counts(parameter):
                 groups.setdefault(reasons[id(parameter)], []).append((name, parameter))
         found = [
             LeftOut(
@@ -120,7 +121,7 @@ class Selection:
 
     @property
     def share_of_parameters(self) -> float:
-        """Share of all floating-point parameters that is taken, tied ones counted once."""
+        """Share of all floating-point and complex parameters that is taken, tied ones counted once."""
         return _share(sum(site.parameter.numel() for site in self.sites), self._elements())
 
     @property
@@ -170,7 +171,7 @@ class Selection:
         return f"{text}: {', '.join(names[:_NAMED])}{more}"
 
     def _elements(self) -> int:
-        return sum(p.numel() for p in self.model.parameters() if p.is_floating_point())
+        return sum(p.numel() for p in self.model.parameters() if _counts(p))
 
     def _uses(self) -> Iterator[tuple[Tensor, WeightUse]]:
         for module in self.model.modules():
@@ -204,6 +205,8 @@ class Selection:
                     reasons[key] = resting if key in matched else _CHOSEN
                 elif matches((f"{prefix}.{name}".lstrip("."), prefix, class_name(module)), exclude):
                     reasons[key] = _CHOSEN
+                elif parameter.is_complex():
+                    reasons[key] = _COMPLEX
                 elif parameter.dim() < 2 and key not in unfit:
                     reasons[key] = _VECTORS
                 elif key in self._frozen:
@@ -228,6 +231,10 @@ def chosen_weights(
     sites = weight_sites(model, include, exclude)
     Selection(model, include, exclude).warn(who)
     return sites
+
+
+def _counts(parameter: Tensor) -> bool:
+    return (parameter.is_floating_point() or parameter.is_complex()) and parameter.numel() > 0
 
 
 def _share(part: int, whole: int) -> float:

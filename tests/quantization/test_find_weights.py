@@ -440,6 +440,105 @@ def test_a_graph_kept_in_the_model_is_data():
     assert found(Graph()) == {"lin.weight": 1}
 
 
+class Spectral(nn.Module):
+    """Products of the lowest frequencies, as in a Fourier neural operator."""
+
+    def __init__(self, stored_real):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(3, 5, 4, dtype=torch.cfloat))
+        if stored_real:
+            self.kernel = nn.Parameter(torch.view_as_real(self.kernel.detach()).contiguous())
+
+    def forward(self, x):
+        kernel = self.kernel if self.kernel.is_complex() else torch.view_as_complex(self.kernel)
+        return torch.einsum("bim,iom->bom", torch.fft.rfft(x)[..., :4], kernel).real
+
+
+def test_complex_weights_are_left_and_named_and_their_real_parts_are_taken():
+    x = torch.randn(2, 3, 16)
+    selection = find_weights_(nn.Sequential(Spectral(False), nn.Linear(4, 4)), x)
+    assert [site.name for site in selection.sites] == ["1.weight"]
+    assert "complex" in selection.left[0].reason
+    assert selection.left[0].names == ("0.kernel",)
+    assert not selection.is_enough
+    assert found(Spectral(True), x) == {"kernel": 1}
+
+
+class Dropped(nn.Module):
+    """Weights of which some are dropped at random, and stacked experts of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(8, 6))
+        self.experts = nn.ModuleList(Projection(5, 6) for _ in range(3))
+
+    def forward(self, x):
+        x = x @ F.dropout(self.matrix, 0.5, self.training)
+        return torch.bmm(x.expand(3, *x.shape), torch.stack([expert.weight for expert in self.experts]))
+
+
+def test_weights_that_are_dropped_or_stacked_in_a_training_step():
+    model = Dropped()
+    with WeightFinder(model) as finder:
+        model(torch.randn(4, 8)).sum().backward()
+    assert finder.error is None
+    axes = {site.name: site.axis for site in weight_sites(model)}
+    assert axes == {"matrix": 1, "experts.0.weight": 1, "experts.1.weight": 1, "experts.2.weight": 1}
+
+
+def test_a_convolution_standardised_by_batch_norm_is_left():
+    class Standard(nn.Conv2d):
+        def forward(self, x):
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+            return self._conv_forward(x, weight, self.bias)
+
+    with pytest.raises(ValueError, match="no weight"):
+        weight_sites_after(Standard(3, 4, 3), torch.randn(1, 3, 8, 8))
+
+
+LAYERS = {
+    "attention": lambda: (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8)),
+    "lstm": lambda: (nn.LSTM(8, 6, 2, bidirectional=True, proj_size=3), torch.randn(5, 2, 8)),
+    "bilinear": lambda: (Twice(nn.Bilinear(8, 8, 6)), torch.randn(3, 8)),
+    "cell": lambda: (Twice(nn.GRUCell(8, 8)), torch.randn(3, 8)),
+    "grouped": lambda: (nn.Conv2d(8, 12, 3, groups=4), torch.randn(1, 8, 6, 6)),
+    "transposed": lambda: (nn.ConvTranspose2d(8, 12, 3, groups=2), torch.randn(1, 8, 6, 6)),
+    "bag": lambda: (nn.EmbeddingBag(20, 6), torch.randint(0, 20, (3, 4))),
+}
+
+
+class Twice(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_run_says_of_known_classes_what_their_classes_say(name, training):
+    model, x = LAYERS[name]()
+    before = {site.name: site.axis for site in weight_sites(model)}
+    if training:
+        with WeightFinder(model) as finder:
+            out = model(x)
+            (out[0] if isinstance(out, tuple) else out).sum().backward()
+        assert finder.error is None
+    else:
+        find_weights_(model, x)
+    assert {site.name: site.axis for site in weight_sites(model)} == before
+    assert Selection(model).share_of_macs in (None, 1.0)
+    assert set(noted_uses(model)) >= set(before)
+
+
+def test_models_without_values_can_be_looked_at():
+    model = Language(Projection).to("meta")
+    assert find_weights_(model, TOKENS.to("meta")).share_of_macs == 1.0
+
+
 def test_vectors_that_multiply_have_no_output_axis():
     class Score(nn.Module):
         def __init__(self):
