@@ -92,6 +92,46 @@ def test_layers_of_an_unknown_class_beside_a_monitor(tmp_path, monitor_first):
     assert {row["w_format"] for row in monitor.report.rows() if row["macs"]} <= {"focus5", "pow2_5"}
 
 
+class Words(nn.Module):
+    """A small GPT-2 with layers of a class that nobody knows, and a head tied to its table."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.table = nn.Embedding(40, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"attn": Dense(width, 3 * width), "proj": Dense(width, width), "up": Dense(width, 4 * width),
+                           "down": Dense(4 * width, width), "norm": nn.LayerNorm(width)})
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = nn.Linear(width, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        for block in self.blocks:
+            q, k, v = block["attn"](block["norm"](x)).chunk(3, -1)
+            x = x + block["proj"](F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            x = x + block["down"](F.gelu(block["up"](x)))
+        return self.head(x)
+
+
+class Language(Classifier):
+    def training_step(self, batch, batch_idx):
+        tokens = batch[0].argsort(-1)
+        return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def test_a_gpt_is_taken_whole_and_small(tmp_path):
+    callback = FocusedCompression(0.9, bits=5, export=tmp_path / "x.effnn")
+    trainer = fit(seeded(lambda: Language(Words())), [callback])
+    selection = callback._selection
+    assert selection.share_of_macs >= 0.99
+    assert selection.share_of_parameters > 0.99
+    assert len(names(callback)) == 9  # the tied table once
+    assert callback.report.ratio >= 12
+    assert float(trainer.callback_metrics["compress/ratio"]) == pytest.approx(callback.report.ratio, rel=1e-6)
+
+
 def test_looking_changes_nothing_in_the_fit():
     plain, looked = unknown(), unknown()
     fit(plain, [])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from lightning_effnn.compression import focus_model_, prune_model_, save_compressed
 from lightning_effnn.quantization import (
     Selection,
     TensorQuantizer,
@@ -91,6 +92,17 @@ def test_a_gpt_of_whatever_class_is_taken_whole(linear):
     assert axes["blocks.0.c_attn.weight"] == axes["blocks.1.c_out.weight"] == 1
     assert next(site.names for site in selection.sites) == ("wte.weight", "head.weight")
     assert sum("weight" in name for name in axes) == 2 + 8
+
+
+def test_a_gpt_pruned_and_focused_is_a_small_file(tmp_path):
+    torch.manual_seed(0)
+    model = Language(Projection, width=64)
+    find_weights_(model, TOKENS)
+    assert prune_model_(model, 0.9).sparsity == pytest.approx(0.9, abs=0.001)
+    focus_model_(model, bits=5)
+    report = save_compressed(model, tmp_path / "gpt.effnn")
+    assert report.ratio > 30
+    assert report.elements == sum(p.numel() for p in model.parameters())
 
 
 def test_conv1d_of_transformers_is_known_by_its_name_and_others_are_warned_of():
