@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode, in_backward, is_composite, storage_key
+from lightning_effnn.formats import NumberFormat
 from lightning_effnn.quantization.products import RECURRENT, macs_of, tensors_in
 
 _COPIES = (
@@ -78,6 +79,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.error: Exception | None = None
+        self.simulated = self.aside = 0  # see formats.tagging: quantisers of ours leave a weight what it is
         self._kept: dict[int, StorageWeakRef] = {}  # an address is not given out again while there is one
         self._known: dict[int, Sources] = {}
         for module in model.modules():
@@ -122,6 +124,9 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.error = error
         return result
 
+    def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
+        """Told how a tensor is stored, which changes nothing here."""
+
     def multiplied(self, name: str, macs: int, args: tuple[Any, ...]) -> None:
         """Told of every product."""
 
@@ -132,15 +137,15 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Told of every table of rows that are looked up."""
 
     def _look(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if func.is_view or in_backward():
+        if func.is_view or self.aside or in_backward():
             return
-        macs = macs_of(func, name, args, kwargs, result)
+        macs = 0 if self.simulated else macs_of(func, name, args, kwargs, result)
         if macs or name in RECURRENT:
             self.multiplied(name, macs, args)
         if name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"):
             self.looked_up(args[0])
         inputs = list(tensors_in((args, kwargs)))
-        if name in _COPIES + _ROWS and inputs:
+        if inputs and (name in _COPIES + _ROWS or self.simulated):
             source = inputs[1] if name == "copy" else inputs[0]
             for tensor in tensors_in(result):
                 self.copied(source, tensor)
@@ -174,6 +179,8 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return lambda result: self._carried(name, args, inputs[:1], states[:1], result)
         if any(state is None for state in states) or name == "embedding":
             return lambda result: None
+        if self.simulated:
+            return lambda result: self._scaled("mul", inputs, states, result)
         random = any(state is _DRAWN for state in states)
         if multiplies and random:
             return lambda result: None

@@ -546,6 +546,19 @@ def test_a_run_says_of_known_classes_what_their_classes_say(name, training):
     assert set(noted_uses(model)) >= set(before)
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("scale", ["observed", "learned", "dynamic"])
+def test_attached_quantisers_leave_weights_what_they_are(scale, per_channel):
+    model, x = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), Projection(6, 12)), torch.randn(2, 3, 5)
+    before = found(model, x)
+    quantize_(model, "W8A8", scale=scale, per_channel=per_channel)
+    assert found(model, x) == before == {"0.weight": 0, "2.weight": 1}
+    with WeightFinder(model):
+        model.train()(x).sum().backward()
+    assert {site.name for site in weight_sites(model)} == set(before)
+    assert [site.name for site in activation_sites(model)] == ["0", "2"]
+
+
 def test_models_without_values_can_be_looked_at():
     model = Language(Projection).to("meta")
     assert find_weights_(model, TOKENS.to("meta")).share_of_macs == 1.0
