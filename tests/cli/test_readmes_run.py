@@ -36,7 +36,7 @@ def things_of_the_reader():
         "SpongeTraining": SpongeTraining, "SpongeEvaluation": SpongeEvaluation,
         "EnergyGuardProfile": EnergyGuardProfile,
         "energy_of": lambda texts: [float(len(set(text))) for text in texts], "alphabet": "abc",
-        "sentences": ["ab", "ca"],
+        "sentences": ["ab", "ca"], "MyLayer": type("MyLayer", (nn.Module,), {}),
     }  # fmt: skip
 
 
