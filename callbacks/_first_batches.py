@@ -56,7 +56,7 @@ class FirstBatches:
 
 def selection_of(trainer: Any, pl_module: Any, callback: Any) -> Selection:
     """What ``callback`` takes of the weights that train in this fit, by its ``include`` and ``exclude``."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in trainer.optimizers for group in getattr(optimizer, "param_groups", ())]
     optimized = [parameter for group in groups for parameter in group["params"]]
     return Selection(pl_module, callback.include, callback.exclude, optimized)
 

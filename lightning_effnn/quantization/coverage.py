@@ -15,6 +15,7 @@ from lightning_effnn._tables import ReportTable
 from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.quantization.hooks import hosts_of
+from lightning_effnn.quantization.lineage import Lineage
 from lightning_effnn.quantization.probe import as_in_inference
 from lightning_effnn.quantization.products import factors, macs_of, tensors_in
 from lightning_effnn.quantization.sites import activation_sites, weight_sites
@@ -137,8 +138,10 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inputs = {site.name for site in activation_sites(model, frozen=True)}
         self._attached = {host.name for _, host in self._hosts if host.quantizer is not None}
         self._kept: dict[int, StorageWeakRef] = {}  # an address is not given out again while there is one
+        self._lineage = Lineage(model)
         self._formats: dict[int, NumberFormat] = {}
         self._parameters: dict[int, str] = {}
+        self._of = {id(parameter): name for name, parameter in model.named_parameters()}
         for name, parameter in model.named_parameters():
             self._parameters[self._key(parameter)] = name
 
@@ -164,6 +167,8 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.aside or schema is None:  # the latter: a higher-order operator, which is made of others
             return result
         name = schema.name.partition("::")[2]
+        self._lineage.simulated = self.simulated
+        self._lineage.look(func, name.rstrip("_"), args, kwargs, result)
         if not self.simulated:
             macs = macs_of(func, name, args, kwargs, result)
             if macs:
@@ -181,9 +186,10 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             first, second = second, first
         weight = self._parameter(second)
         formats = [str(self._formats.get(self._key(t), "")) for t in (first, second)]
-        operation = CoveredOperation(
-            self._stack[-1], op, 0, weight, formats[1], formats[0], self._reason(weight, formats[1], formats[0])
-        )
+        reason = self._reason(weight, formats[1], formats[0])
+        if not weight:
+            reason = self._computed(second) or self._computed(first) or reason
+        operation = CoveredOperation(self._stack[-1], op, 0, weight, formats[1], formats[0], reason)
         before = self.operations.get(operation, operation)
         self.operations[operation] = replace(before, macs=before.macs + macs)
 
@@ -204,6 +210,14 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 reasons.append(f"none on the input of {name}" if reasons else f"no quantiser on the input of {name}")
         return ", ".join(reasons)
+
+    def _computed(self, factor: Tensor) -> str:
+        """How a factor that is no parameter is computed from some; empty if it isn't."""
+        sources = (self._lineage.sources(factor) or {}).values()
+        name, source = next(((self._of[s.parameter], s) for s in sources if not s.changed_by), ("", None))
+        if source is not None:
+            return f"{name} is scaled before the product" if source.scaled else f"{name} is part of the factor"
+        return next((f"{self._of[s.parameter]} goes through {s.changed_by} before the product" for s in sources), "")
 
     def _parameter(self, tensor: Tensor) -> str:
         key = self._key(tensor)

@@ -119,7 +119,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         try:
             with torch.no_grad():
-                self._look(func, schema.name.partition("::")[2].rstrip("_"), args, kwargs, result)
+                self.look(func, schema.name.partition("::")[2].rstrip("_"), args, kwargs, result)
         except Exception as error:
             self.error = error
         return result
@@ -136,7 +136,13 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def looked_up(self, table: Tensor) -> None:
         """Told of every table of rows that are looked up."""
 
-    def _look(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def look(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Follow what one operation did.
+
+        Args:
+            func, args, kwargs, result: of its call.
+            name: without namespace, overload and the underscore of what works in place.
+        """
         if func.is_view or self.aside or in_backward():
             return
         macs = 0 if self.simulated else macs_of(func, name, args, kwargs, result)
@@ -177,10 +183,10 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _LOOKED_UP and states[0] is not None and inputs[0].dim() > 2:
             # Matrices taken from a stack of them are weights, by whatever index; rows of a table are activations.
             return lambda result: self._carried(name, args, inputs[:1], states[:1], result)
+        if self.simulated:
+            return lambda result: self._rounded(inputs, states, result)
         if any(state is None for state in states) or name == "embedding":
             return lambda result: None
-        if self.simulated:
-            return lambda result: self._scaled("mul", inputs, states, result)
         random = any(state is _DRAWN for state in states)
         if multiplies and random:
             return lambda result: None
@@ -210,6 +216,18 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _merged(
             {key: _moved(source, tensor, result, place(tensor)) for key, source in (state or {}).items()}
             for tensor, state in zip(inputs, states, strict=True)
+        )
+
+    def _rounded(self, inputs: list[Tensor], states: list[Sources | None], result: Tensor) -> Sources | None:
+        """What is rounded is what it was, whatever its scale comes from."""
+        pairs = zip(inputs, states, strict=True)
+        whole = [(tensor, state) for tensor, state in pairs if state and tensor.shape == result.shape]
+        return (
+            _merged(
+                {key: _moved(source, tensor, result, lambda dim: dim) for key, source in state.items()}
+                for tensor, state in whole
+            )
+            or None
         )
 
     def _scaled(self, name: str, inputs: list[Tensor], states: list[Sources | None], result: Tensor) -> Sources:

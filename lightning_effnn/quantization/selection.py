@@ -49,8 +49,8 @@ class Selection:
 
     Args:
         model, include, exclude: as for :func:`~lightning_effnn.quantization.weight_sites`.
-        optimized: the parameters that somebody optimises; others are left alone as frozen ones are. ``None`` or empty:
-            it is not known.
+        optimized: the parameters that somebody optimises; others are left alone as frozen ones are. If none of the
+            model's is among them (an optimiser may have copies of its own), it is not known.
 
     Raises:
         ValueError: if the model has uninitialised lazy modules, or a pattern matches nothing in the model.
@@ -71,7 +71,7 @@ class Selection:
         optimized: Iterable[Tensor] | None = None,
     ) -> None:
         self.model, self.include, self.exclude = model, include, exclude
-        moved = {id(parameter) for parameter in optimized or ()}
+        moved = {id(parameter) for parameter in optimized or ()} & {id(p) for p in model.parameters()}
         self._idle = {id(p) for p in model.parameters() if moved and p.requires_grad and id(p) not in moved}
         self._frozen = frozen_parameters(model) | self._idle
         chosen_sites(model, include, exclude, self._frozen)  # refuses what it can't look at

@@ -139,6 +139,7 @@ def test_looking_changes_nothing_in_the_fit():
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), looked.parameters(), strict=True))
 
 
+@pytest.mark.trains
 def test_a_resumed_fit_knows_what_was_seen(tmp_path):
     def compression():
         return FocusedCompression(0.8, prune=(0.0, 0.5), quantize=(0.5, 0.9))

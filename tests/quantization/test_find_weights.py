@@ -261,6 +261,18 @@ def test_a_model_whose_weights_are_all_frozen_says_so():
         weight_sites(model)
 
 
+def test_coverage_says_how_a_factor_is_computed():
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(8, 8)), nn.Unflatten(1, (2, 2, 2)), Standardised(2, 2, 1), nn.Flatten()
+    )
+    x = torch.randn(3, 8)
+    quantize_(model, "W8A8")
+    assert [o.reason for o in coverage(model, x).operations] == [
+        "0.parametrizations.weight.original1 is scaled before the product",
+        "2.weight goes through sub before the product",
+    ]
+
+
 class Standardised(nn.Conv2d):
     def forward(self, x):
         w = self.weight
@@ -552,7 +564,9 @@ def test_attached_quantisers_leave_weights_what_they_are(scale, per_channel):
     model, x = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), Projection(6, 12)), torch.randn(2, 3, 5)
     before = found(model, x)
     quantize_(model, "W8A8", scale=scale, per_channel=per_channel)
+    forget_weights(model)
     assert found(model, x) == before == {"0.weight": 0, "2.weight": 1}
+    forget_weights(model)
     with WeightFinder(model):
         model.train()(x).sum().backward()
     assert {site.name for site in weight_sites(model)} == set(before)
