@@ -107,7 +107,7 @@ def save_compressed(
 def measure_compressed(model: nn.Module | StateDict, *, other: stores.Other = "fp32") -> CompressionReport:
     """Report what :func:`save_compressed` would write, without a file: every tensor is encoded, nothing is estimated.
 
-    It takes a third to half a second a million elements.
+    It takes as long as saving: a third of a second for ResNet-20, some seconds for ten million weights.
 
     Args:
         model, other: as for :func:`save_compressed`.

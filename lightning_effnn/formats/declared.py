@@ -7,7 +7,7 @@ compressed file.
 
 It holds while every value is one of the format's levels, and each reading looks: a network that is trained on is
 float32 again, whoever wrote the weights. (A tensor's version says less: what writes through ``.data`` leaves it.) The
-look ends at the first block of values that are none, and takes 3 ns a value where all are.
+look ends at the first block of values that are none; where all are, it takes as long as rounding them.
 """
 
 from __future__ import annotations
