@@ -28,6 +28,7 @@ def attack(
     checkpoint: str,
     *,
     model: str,
+    network: str | None,
     data: str,
     accelerator: str,
     attacks: Sequence[str],
@@ -43,11 +44,12 @@ def attack(
     chip, largest = load_accelerator(accelerator), parse_eps(eps)
     if steps < 1 or limit < 1:
         raise UsageError(f"--steps {steps} --limit {limit}: use whole numbers of at least 1")
-    network = load_model(model)
-    load_checkpoint(checkpoint, network)
+    net = load_model(model)
+    if note := load_checkpoint(checkpoint, net, network):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     batches = load_batches(data)
     try:
-        report = evaluate(network, batches, chip, attacks, largest, limit, steps, seed=seed)
+        report = evaluate(net, batches, chip, attacks, largest, limit, steps, seed=seed)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     console.print(report.table())

@@ -151,8 +151,7 @@ def _add_compression_commands(commands: _Commands[argparse.ArgumentParser]) -> N
         help="make a small file of a checkpoint, without training",
         description="Prune, focus and encode ready weights. Training with FocusedCompression loses less.",
     )
-    compress.add_argument("checkpoint", help=".safetensors, .ckpt or .pt with the model's weights")
-    compress.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    _add_weights(compress)
     compress.add_argument("-o", "--output", required=True, metavar="FILE", help="the .effnn file to write")
     compress.add_argument("--bits", type=int, default=5, help="of a weight's code, 3 to 7 (default: 5)")
     compress.add_argument("--sparsity", type=float, default=0.0, help="share of weights to cut (default: none)")
@@ -161,14 +160,24 @@ def _add_compression_commands(commands: _Commands[argparse.ArgumentParser]) -> N
     compress.set_defaults(command=_compress)
 
 
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint",
+        help="the model's weights: .safetensors, its shards' .index.json, .ckpt, .pt, .pth, .bin or .effnn",
+    )
+    command.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    command.add_argument(
+        "--network", metavar="NAME", help="which, where the file has several that fit, such as student"
+    )
+
+
 def _add_attack_command(commands: _Commands[argparse.ArgumentParser]) -> None:
     attack = commands.add_parser(
         "attack",
         help="say what the worst input costs a ready network",
         description="Craft inputs in [0, 1] that burn energy, and trace what they and natural ones cost.",
     )
-    attack.add_argument("checkpoint", help=".safetensors, .ckpt or .pt with the model's weights")
-    attack.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    _add_weights(attack)
     attack.add_argument(
         "--data", required=True, help="a .npz or .safetensors file of inputs, or module:name of a DataModule or loader"
     )
@@ -256,6 +265,7 @@ def _compress(options: argparse.Namespace) -> None:
     compress(
         options.checkpoint,
         model=options.model,
+        network=options.network,
         output=options.output,
         bits=options.bits,
         sparsity=options.sparsity,
@@ -271,6 +281,7 @@ def _attack(options: argparse.Namespace) -> None:
     attack(
         options.checkpoint,
         model=options.model,
+        network=options.network,
         data=options.data,
         accelerator=options.accelerator,
         attacks=options.attacks,

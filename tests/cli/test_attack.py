@@ -97,4 +97,4 @@ def test_nothing_is_unpickled(folder, capsys):
     assert main(arguments) == 2
     output = capsys.readouterr()
     assert "it ran" not in output.out
-    assert "cannot be read as weights alone" in output.err
+    assert "cannot be read as weights" in output.err
