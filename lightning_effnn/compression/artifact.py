@@ -240,7 +240,7 @@ def _memory(name: str, x: Tensor) -> Any:
 
 
 def _without_signed_zeros(x: Tensor) -> Tensor:
-    return torch.where(x == 0, torch.zeros_like(x), x) if x.dtype in _SIGNED else x
+    return torch.where(x == 0, x.new_zeros(()), x) if x.dtype in _SIGNED else x
 
 
 def _row(name: str, x: Tensor, encoded: codec.EncodedTensor) -> TensorSize:
