@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from rich.console import Console
 
 from lightning_effnn import __version__
+from lightning_effnn._files import descriptor
 from lightning_effnn.cli import recipes
 from lightning_effnn.cli._errors import UsageError
 
@@ -201,7 +203,7 @@ def _ls(options: argparse.Namespace) -> None:
 
 def _cp(options: argparse.Namespace) -> None:
     target = recipes.copy_recipe(options.name, options.destination, force=options.force)
-    print(f"copied to {target}; run it with: effnn run {target}")
+    print(f"copied to {target}; run it with: effnn run {target}", file=_said_beside(options.destination))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -235,7 +237,7 @@ def _profile(options: argparse.Namespace) -> None:
         options.target,
         inputs=options.input,
         accelerator=options.accelerator,
-        console=_console(),
+        console=_console(options.csv, options.plot),
         batch_size=options.batch_size,
         batch_dim=options.batch_dim,
         inferences=options.inferences,
@@ -250,13 +252,13 @@ def _profile(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from lightning_effnn.cli.artifacts import inspect
 
-    inspect(options.file, console=_console(), plot=options.plot)
+    inspect(options.file, console=_console(options.plot), plot=options.plot)
 
 
 def _decompress(options: argparse.Namespace) -> None:
     from lightning_effnn.cli.artifacts import decompress
 
-    print(decompress(options.file, options.output, force=options.force))
+    print(decompress(options.file, options.output, force=options.force), file=_said_beside(options.output))
 
 
 def _compress(options: argparse.Namespace) -> None:
@@ -271,7 +273,7 @@ def _compress(options: argparse.Namespace) -> None:
         sparsity=options.sparsity,
         other=options.other,
         force=options.force,
-        console=_console(),
+        console=_console(options.output),
     )
 
 
@@ -291,13 +293,19 @@ def _attack(options: argparse.Namespace) -> None:
         seed=options.seed,
         csv=options.csv,
         plot=options.plot,
-        console=_console(),
+        console=_console(options.csv, options.plot),
     )
 
 
-def _console() -> Console:
+def _console(*outputs: str | None) -> Console:
     """A console for tables: as wide as the terminal, wide enough in a pipe or a file."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    file = _said_beside(*outputs)
+    return Console(file=file) if file.isatty() else Console(file=file, width=120)
+
+
+def _said_beside(*outputs: str | None) -> TextIO:
+    """Where messages go: not into an output that is asked for on standard output."""
+    return sys.stderr if any(output and descriptor(output) == 1 for output in outputs) else sys.stdout
 
 
 def _make_working_folder_importable() -> None:

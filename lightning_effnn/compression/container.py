@@ -112,8 +112,7 @@ def write_container(path: Path, container: Container) -> int:
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
     pieces.append(struct.pack("<I", checksum))
-    write_whole(path, lambda beside: _write_pieces(beside, pieces))
-    return sum(map(len, pieces))
+    return write_whole(path, lambda beside: _write_pieces(beside, pieces))
 
 
 def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
