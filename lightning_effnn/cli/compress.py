@@ -42,8 +42,10 @@ def compress(
             prune_model_(net, sparsity)
         focus_model_(net, bits=bits)
         report = save_compressed(net, output, other=other)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot write {output!r}: {error.strerror or error}") from error
     console.print(str(report), markup=False, highlight=False)
 
 

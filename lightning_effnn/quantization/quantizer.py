@@ -122,7 +122,7 @@ class TensorQuantizer(nn.Module):
             raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if self.bits == 32 or not x.numel():
             return x
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError(_NOT_TRACED)
         if self.axis is not None and not -x.dim() <= self.axis < x.dim():
             raise ValueError(f"x must have an axis {self.axis}, got shape {tuple(x.shape)}")

@@ -174,6 +174,15 @@ def test_rounding_what_is_not_quantised_makes_a_smaller_file(network, tmp_path):
     assert 0 < (back["embedding.weight"] - network.embedding.weight).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("other", ["fp16", "int8"])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES.values() if dtype.itemsize == 1])
+def test_numbers_of_one_byte_are_never_rounded(dtype, other, tmp_path):
+    torch.manual_seed(0)
+    state = {"scale": (torch.randn(9) * 3).to(dtype), "none": torch.zeros(0).to(dtype)}
+    save_compressed(state, tmp_path / "x.effnn", other=other)
+    assert all(same_bits(x, state[name]) for name, x in load_compressed(tmp_path / "x.effnn").items())
+
+
 def test_a_save_interrupted_half_way_leaves_the_old_file(network, file, monkeypatch):
     before = file.read_bytes()
 
