@@ -4,15 +4,18 @@ import ast
 import os
 import re
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from lightning_effnn import hardware
-from lightning_effnn._files import is_taken, write_figure, write_text, write_whole
+from lightning_effnn._files import descriptor, is_taken, write_figure, write_text, write_whole
 from lightning_effnn.cli.artifacts import decompress
 from lightning_effnn.cli.recipes import copy_recipe
 from lightning_effnn.compression import load_compressed, save_compressed
@@ -161,3 +164,41 @@ def test_whatever_the_package_writes_goes_through_one_place():
                 free = path.name == "_files.py" or (isinstance(call.func, ast.Name) and name == "write_text")
                 scratch = path.name == "zigzag.py" or "buffer" in ast.unparse(call)  # a temporary folder, memory
                 assert free or scratch, f"{path.relative_to(ROOT)}:{call.lineno} writes by {name}"
+
+
+def run_effnn(*arguments, stdout):
+    program = "import sys; from lightning_effnn.cli.main import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", program, *arguments], stdout=stdout, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("how", ["pipe", "file", "appended"])
+def test_standard_output_gets_the_file_and_nothing_else(how, tmp_path):
+    save_compressed(nn.Linear(3, 2), tmp_path / "net.effnn")
+    arguments = ("decompress", str(tmp_path / "net.effnn"), "-o", "/dev/stdout")
+    if how == "pipe":
+        run = run_effnn(*arguments, stdout=subprocess.PIPE)
+        found = run.stdout
+    else:
+        (tmp_path / "out").write_bytes(b"before")
+        with (tmp_path / "out").open("ab" if how == "appended" else "wb") as out:
+            run = run_effnn(*arguments, stdout=out)
+        found = (tmp_path / "out").read_bytes()
+    assert run.returncode == 0, run.stderr
+    assert b"2 tensors" in run.stderr
+    assert found.startswith(b"before") == (how == "appended")
+    assert sorted(safetensors.torch.load(found.removeprefix(b"before"))) == ["bias", "weight"]
+
+
+def test_open_descriptors_are_written_to_where_they_stand(tmp_path):
+    link = tmp_path / "link"
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        log.write(b"one ")
+        link.symlink_to(f"/dev/fd/{log.fileno()}")
+        assert not is_taken(link)
+        write_text(link, "two ")
+        write_text(f"/proc/self/fd/{log.fileno()}", "three")
+    assert (tmp_path / "log").read_text() == "one two three"
+    assert link.is_symlink()
+    assert [descriptor(name) for name in ("/dev/stdout", "/dev/fd/7", str(tmp_path / "log"), "/dev/null")] == [
+        1, 7, None, None
+    ]  # fmt: skip

@@ -56,10 +56,10 @@ def decompress(path: str, output: str, *, force: bool = False) -> str:
     # safetensors refuses tensors that share memory: each tied one is written out.
     whole = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     try:
-        write_whole(target, lambda beside: save_file(whole, beside, metadata={"format": "pt", **metadata}))
+        size = write_whole(target, lambda beside: save_file(whole, beside, metadata={"format": "pt", **metadata}))
     except OSError as error:
         raise UsageError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
-    return f"{len(state)} tensors, {target.stat().st_size:,} bytes: {target}"
+    return f"{len(state)} tensors, {size:,} bytes: {target}"
 
 
 def level_figure(report: CompressionReport, state: Mapping[str, Tensor]) -> Any:

@@ -23,11 +23,14 @@ from lightning_effnn.cli.hw import load_accelerator
 from lightning_effnn.cli.profile import load_model, load_object
 from lightning_effnn.robustness import evaluate
 
+_FREE_BYTES, _MOST_RATIO = 1 << 28, 64  # what an archive may unpack to, and how many times its size beyond that
+
 
 def attack(
     checkpoint: str,
     *,
     model: str,
+    network: str | None,
     data: str,
     accelerator: str,
     attacks: Sequence[str],
@@ -43,11 +46,12 @@ def attack(
     chip, largest = load_accelerator(accelerator), parse_eps(eps)
     if steps < 1 or limit < 1:
         raise UsageError(f"--steps {steps} --limit {limit}: use whole numbers of at least 1")
-    network = load_model(model)
-    load_checkpoint(checkpoint, network)
+    net = load_model(model)
+    if note := load_checkpoint(checkpoint, net, network):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     batches = load_batches(data)
     try:
-        report = evaluate(network, batches, chip, attacks, largest, limit, steps, seed=seed)
+        report = evaluate(net, batches, chip, attacks, largest, limit, steps, seed=seed)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     console.print(report.table())
@@ -103,16 +107,25 @@ def load_batches(data: str) -> Iterable[Any]:
     return found
 
 
+def _refuse_much_from_little(path: str) -> None:
+    """Refuse an archive whose arrays are out of all proportion to it: it may be a few kilobytes that unpack to all."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(record.file_size for record in archive.infolist())
+    if unpacked > _FREE_BYTES + _MOST_RATIO * Path(path).stat().st_size:
+        raise ValueError(f"{unpacked:,} bytes in one of {Path(path).stat().st_size:,}; save it by numpy.savez instead")
+
+
 def _from_file(path: str) -> list[Any]:
     if not Path(path).is_file():
         raise UsageError(f"data {path!r} does not exist")
     try:
         if path.endswith(".npz"):
+            _refuse_much_from_little(path)
             with np.load(path, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(file[name]) for name in file.files}
         else:
             tensors = load_file(path)
-    except (SafetensorError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (SafetensorError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} cannot be read as arrays alone: {error}") from error
     inputs = [(name, x) for name, x in tensors.items() if x.is_floating_point() and x.dim() > 1]
     if len(inputs) != 1:

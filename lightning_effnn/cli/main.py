@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from rich.console import Console
 
 from lightning_effnn import __version__
+from lightning_effnn._files import descriptor
 from lightning_effnn.cli import recipes
 from lightning_effnn.cli._errors import UsageError
 
@@ -151,8 +153,7 @@ def _add_compression_commands(commands: _Commands[argparse.ArgumentParser]) -> N
         help="make a small file of a checkpoint, without training",
         description="Prune, focus and encode ready weights. Training with FocusedCompression loses less.",
     )
-    compress.add_argument("checkpoint", help=".safetensors, .ckpt or .pt with the model's weights")
-    compress.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    _add_weights(compress)
     compress.add_argument("-o", "--output", required=True, metavar="FILE", help="the .effnn file to write")
     compress.add_argument("--bits", type=int, default=5, help="of a weight's code, 3 to 7 (default: 5)")
     compress.add_argument("--sparsity", type=float, default=0.0, help="share of weights to cut (default: none)")
@@ -161,14 +162,24 @@ def _add_compression_commands(commands: _Commands[argparse.ArgumentParser]) -> N
     compress.set_defaults(command=_compress)
 
 
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint",
+        help="the model's weights: .safetensors, its shards' .index.json, .ckpt, .pt, .pth, .bin or .effnn",
+    )
+    command.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    command.add_argument(
+        "--network", metavar="NAME", help="which, where the file has several that fit, such as student"
+    )
+
+
 def _add_attack_command(commands: _Commands[argparse.ArgumentParser]) -> None:
     attack = commands.add_parser(
         "attack",
         help="say what the worst input costs a ready network",
         description="Craft inputs in [0, 1] that burn energy, and trace what they and natural ones cost.",
     )
-    attack.add_argument("checkpoint", help=".safetensors, .ckpt or .pt with the model's weights")
-    attack.add_argument("--model", required=True, help="module:name of the model, or of what returns it")
+    _add_weights(attack)
     attack.add_argument(
         "--data", required=True, help="a .npz or .safetensors file of inputs, or module:name of a DataModule or loader"
     )
@@ -192,7 +203,7 @@ def _ls(options: argparse.Namespace) -> None:
 
 def _cp(options: argparse.Namespace) -> None:
     target = recipes.copy_recipe(options.name, options.destination, force=options.force)
-    print(f"copied to {target}; run it with: effnn run {target}")
+    print(f"copied to {target}; run it with: effnn run {target}", file=_said_beside(options.destination))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -226,7 +237,7 @@ def _profile(options: argparse.Namespace) -> None:
         options.target,
         inputs=options.input,
         accelerator=options.accelerator,
-        console=_console(),
+        console=_console(options.csv, options.plot),
         batch_size=options.batch_size,
         batch_dim=options.batch_dim,
         inferences=options.inferences,
@@ -241,13 +252,13 @@ def _profile(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from lightning_effnn.cli.artifacts import inspect
 
-    inspect(options.file, console=_console(), plot=options.plot)
+    inspect(options.file, console=_console(options.plot), plot=options.plot)
 
 
 def _decompress(options: argparse.Namespace) -> None:
     from lightning_effnn.cli.artifacts import decompress
 
-    print(decompress(options.file, options.output, force=options.force))
+    print(decompress(options.file, options.output, force=options.force), file=_said_beside(options.output))
 
 
 def _compress(options: argparse.Namespace) -> None:
@@ -256,12 +267,13 @@ def _compress(options: argparse.Namespace) -> None:
     compress(
         options.checkpoint,
         model=options.model,
+        network=options.network,
         output=options.output,
         bits=options.bits,
         sparsity=options.sparsity,
         other=options.other,
         force=options.force,
-        console=_console(),
+        console=_console(options.output),
     )
 
 
@@ -271,6 +283,7 @@ def _attack(options: argparse.Namespace) -> None:
     attack(
         options.checkpoint,
         model=options.model,
+        network=options.network,
         data=options.data,
         accelerator=options.accelerator,
         attacks=options.attacks,
@@ -280,13 +293,19 @@ def _attack(options: argparse.Namespace) -> None:
         seed=options.seed,
         csv=options.csv,
         plot=options.plot,
-        console=_console(),
+        console=_console(options.csv, options.plot),
     )
 
 
-def _console() -> Console:
+def _console(*outputs: str | None) -> Console:
     """A console for tables: as wide as the terminal, wide enough in a pipe or a file."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    file = _said_beside(*outputs)
+    return Console(file=file) if file.isatty() else Console(file=file, width=120)
+
+
+def _said_beside(*outputs: str | None) -> TextIO:
+    """Where messages go: not into an output that is asked for on standard output."""
+    return sys.stderr if any(output and descriptor(output) == 1 for output in outputs) else sys.stdout
 
 
 def _make_working_folder_importable() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_effnn._files import is_taken, write_whole
+from lightning_effnn._files import is_stream, is_taken, write_whole
 from lightning_effnn.cli._errors import UsageError, unknown_name
 
 
@@ -82,8 +82,8 @@ def copy_recipe(name: str, destination: str, *, force: bool = False) -> Path:
     target = Path(destination).expanduser()
     if target.is_dir():
         target = target / recipe.path.name
-    target = target if target.suffix else target.with_suffix(suffix)
-    if target.suffix != suffix and {target.suffix, suffix} != {".yaml", ".yml"}:
+    target = target if target.suffix or is_stream(target) else target.with_suffix(suffix)
+    if not is_stream(target) and target.suffix != suffix and {target.suffix, suffix} != {".yaml", ".yml"}:
         raise UsageError(f"{name} is a {suffix} file, {str(target)!r} is not: end its name in {suffix}")
     if is_taken(target) and not force:
         raise UsageError(f"{str(target)!r} exists: choose another name, or overwrite it with --force")

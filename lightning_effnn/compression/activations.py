@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -64,19 +64,24 @@ def record(model: nn.Module) -> str | None:
     return json.dumps(found, separators=(",", ":")) if found else None
 
 
-def attach_recorded_(model: nn.Module, text: str) -> Attachment:
+def attach_recorded_(model: nn.Module, text: str, name_of: Callable[[str], str | None] = str) -> Attachment:
     """Attach to ``model`` the quantisers that a file tells of, with their scales, in place of any that it has.
+
+    Args:
+        model: any module.
+        text: what :func:`record` gave.
+        name_of: what the model calls a module of the file; ``None`` for one that is not the model's.
 
     Raises:
         ArtifactError: the record is damaged, or names sites that the model does not have.
     """
     try:
-        given = {str(site): _quantizer(*values) for site, values in json.loads(text).items()}
+        given = {name_of(str(site)): _quantizer(*values) for site, values in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"the record of activations is damaged: {error}") from None
     strip_(model)
     try:
-        return attach_(model, activations=given)
+        return attach_(model, activations={name: q for name, q in given.items() if name is not None})
     except ValueError as error:
         raise ArtifactError(f"the record of activations does not fit the model: {error}") from None
 

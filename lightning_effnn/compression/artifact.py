@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_effnn._prefixes import Match, Wanted, choose, describe_misfit, find_network
 from lightning_effnn.compression import activations, codec, stores
 from lightning_effnn.compression.container import DTYPES, KEY, Container, Entry, pack, read_container, write_container
 from lightning_effnn.compression.errors import ArtifactError
@@ -123,44 +124,49 @@ def measure_compressed(model: nn.Module | StateDict, *, other: stores.Other = "f
     True
     """
     container, rows = _encoded(model, other, {}, {}, signed_zeros=False)
-    return CompressionReport(Path(os.devnull), len(pack(container)), rows)
+    return CompressionReport(Path(os.devnull), sum(map(len, pack(container))), rows)
 
 
 @overload
 def load_compressed(path: str | os.PathLike[str], model: None = None) -> dict[str, Tensor]: ...
 @overload
-def load_compressed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module: ...
-def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
+def load_compressed(path: str | os.PathLike[str], model: nn.Module, network: str | None = None) -> nn.Module: ...
+def load_compressed(
+    path: str | os.PathLike[str], model: nn.Module | None = None, network: str | None = None
+) -> dict[str, Tensor] | nn.Module:
     """Return the state dict in a file; with a model, load it there and return the model.
 
     Tensors have the dtypes they were saved in, and those that shared memory share it again; in a model they take
     its dtypes. Loading is strict: the keys and shapes have to be the model's, and nothing is changed if they are
-    not, or if the file is damaged. Activations that were quantised are quantised again, with the same scales;
+    not, or if the file is damaged. A prefix may come on top of them: the file of a ``LightningModule`` that holds the
+    model as ``net`` loads into the model, and the model's into the ``LightningModule`` if it holds nothing else.
+    Activations that were quantised are quantised again, with the same scales;
     :func:`lightning_effnn.compression.bake_` takes that off.
 
     Args:
         path: a file of :func:`save_compressed`.
         model: what to load into.
+        network: which of several networks that fit the model, by its prefix in the file, such as ``"student"``.
 
     Raises:
         ArtifactError: the file is damaged, truncated or not one of these, or claims more elements than a file of its
             size may, which is said before memory is taken for them; or it does not fit the model: then the message
-            lists the keys missing, the keys not expected and the shapes that differ.
+            lists keys missing, keys not expected and shapes that differ; or several networks in it do.
         OSError: the file cannot be read.
     """
     path = Path(path)
     container = read_container(path)
-    if model is not None:
-        _check_fit(container, model, path)
-    state: dict[str, Tensor] = {}
-    for entry in container.entries:
-        state[entry.name] = state[entry.tied_to] if entry.tied_to else _decode(entry, path)
-    if model is None:
+    match = None if model is None else _find(container, model, network, path)
+    entries = {entry.name: entry for entry in container.entries}
+    kept = list(entries if match is None else dict.fromkeys(match.names.values()))
+    decoded = {name: _decode(entries[name], path) for name in dict.fromkeys(entries[at].tied_to or at for at in kept)}
+    state = {name: decoded[entries[name].tied_to or name] for name in kept}
+    if model is None or match is None:
         return state
     record = container.metadata.get(activations.KEY)
     if record is not None:
-        activations.attach_recorded_(model, record)
-    model.load_state_dict(state, strict=True)
+        activations.attach_recorded_(model, record, match.module)
+    model.load_state_dict({name: state[at] for name, at in match.names.items()}, strict=True)
     return model
 
 
@@ -266,7 +272,7 @@ def _memory(name: str, x: Tensor) -> Any:
 
 
 def _without_signed_zeros(x: Tensor) -> Tensor:
-    return torch.where(x == 0, torch.zeros_like(x), x) if x.dtype in _SIGNED else x
+    return torch.where(x == 0, x.new_zeros(()), x) if x.dtype in _SIGNED else x
 
 
 def _row(name: str, x: Tensor, encoded: codec.EncodedTensor) -> TensorSize:
@@ -284,21 +290,15 @@ def _decode(entry: Entry, path: Path) -> Tensor:
         raise ArtifactError(f"{path}: {entry.name}: {error}") from None
 
 
-def _check_fit(container: Container, model: nn.Module, path: Path) -> None:
-    """Raise if keys or shapes of file and model differ, naming all of them."""
-    there = {entry.name: entry.shape for entry in container.entries}
-    wanted = model.state_dict()
-    problems = []
-    if missing := [name for name in wanted if name not in there]:
-        problems.append(f"missing in the file: {', '.join(missing)}")
-    if unexpected := [name for name in there if name not in wanted]:
-        problems.append(f"not in the model: {', '.join(unexpected)}")
-    differ = [
-        f"{name} {there[name]} in the file, {tuple(x.shape)} in the model"
-        for name, x in wanted.items()
-        if name in there and isinstance(x, Tensor) and not is_lazy(x) and tuple(x.shape) != there[name]
-    ]
-    if differ:
-        problems.append(f"shapes differ: {'; '.join(differ)}")
-    if problems:
-        raise ArtifactError(f"{path} does not fit the model: {'. '.join(problems)}")
+def _find(container: Container, model: nn.Module, network: str | None, path: Path) -> Match:
+    """The network in the file that is the model's."""
+    shapes = {entry.name: entry.shape for entry in container.entries}
+    wanted = replace(Wanted.by(model), optional=frozenset())
+    matches = [match for match in find_network(shapes, wanted) if not match.unused]
+    if not matches:
+        differences = ". ".join(describe_misfit(shapes, wanted))
+        raise ArtifactError(f"{path} does not fit the model: {differences}")
+    try:
+        return matches[choose([match.prefix or "." for match in matches], network, "network={!r}")]
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from None

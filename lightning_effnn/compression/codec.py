@@ -22,10 +22,12 @@ from lightning_effnn.compression import format_codes, positions, stores
 from lightning_effnn.compression.errors import ArtifactError
 from lightning_effnn.compression.streams import Reader
 from lightning_effnn.compression.values import (
+    Distinct,
     Part,
     Statistics,
     nonzeros_of,
     numbers_part,
+    repeated_numbers_part,
     statistics_of,
     symbols_part,
     value_reader,
@@ -81,25 +83,20 @@ def encode_tensor(x: Tensor, number_format: NumberFormat | None = None, other: s
         raise ValueError(f"other must be one of {', '.join(stores.OTHERS)}, got {other!r}")
     flat = x.detach().cpu().reshape(-1)
     raw = stores.bytes_of(flat)
-    nonzeros, distinct = nonzeros_of(raw)
-    every = distinct if distinct is None or not distinct.zeros else distinct.with_zero(nonzeros, flat.numel())
+    nonzero, distinct = nonzeros_of(raw)
+    number = int(np.count_nonzero(nonzero))
+    every = distinct if distinct is None or not distinct.zeros else distinct.with_zero(nonzero)
     if number_format is not None:
         occurring = flat if every is None else stores.from_bytes(every.patterns, flat.dtype)
         number_format = number_format if _holds(number_format, occurring) else None
-    kept = number_format is not None or (distinct is not None and distinct.patterns.size * _REPEATS <= nonzeros.size)
+    kept = number_format is not None or (distinct is not None and distinct.patterns.size * _REPEATS <= number)
     rounding = "fp32" if kept else other
 
-    dense, sparse = (
-        [numbers_part(flat, rounding)],
-        [numbers_part(stores.from_bytes(raw[nonzeros], flat.dtype), rounding)],
-    )
-    if distinct is not None and every is not None:
-        dense.append(symbols_part(every, flat.dtype, number_format))
-        sparse.append(symbols_part(distinct, flat.dtype, number_format))
-    ways = [(Part("dense", 0.0, bytes), part) for part in dense]
-    if nonzeros.size < flat.numel():
-        where = min(_places(nonzeros, flat.numel()), key=lambda part: part.size)
-        ways += [(where, part) for part in sparse]
+    ways = [(Part("dense", 0.0, bytes), part) for part in _values(flat, every, rounding, number_format)]
+    if number < flat.numel():
+        where = min(_places(nonzero, number), key=lambda part: part.size)
+        left = stores.from_bytes(raw[nonzero] if distinct is None or rounding != "fp32" else raw[:0], flat.dtype)
+        ways += [(where, part) for part in _values(left, distinct, rounding, number_format)]
     where, what = min(ways, key=lambda way: way[0].size + way[1].size)
     head = _POSITIONS.index(where.kind) | _VALUES.index(what.kind) << 2 | what.store << 4
     return EncodedTensor(
@@ -169,11 +166,19 @@ def _holds(number_format: NumberFormat, values: Tensor) -> bool:
     return bool(np.array_equal(stores.bytes_of(back), stores.bytes_of(values)))
 
 
-def _places(nonzeros: Array, count: int) -> list[Part]:
-    mask = positions.plan_mask(nonzeros.size, count)
-    parts = [Part("mask", mask.size, lambda: positions.encode_mask(nonzeros, count, mask))]
-    if nonzeros.size * 2 <= count:  # where more are left, gaps are longer than a mask
-        gaps = positions.plan_gaps(nonzeros, count)
+def _values(x: Tensor, distinct: Distinct | None, rounding: str, number_format: NumberFormat | None) -> list[Part]:
+    """The ways to write the values of ``x``; where they are few and exact, ``distinct`` alone is looked at."""
+    if distinct is None:
+        return [numbers_part(x, rounding)]
+    numbers = repeated_numbers_part(distinct, x.dtype) if rounding == "fp32" else numbers_part(x, rounding)
+    return [numbers, symbols_part(distinct, x.dtype, number_format)]
+
+
+def _places(nonzero: Array, number: int) -> list[Part]:
+    mask = positions.plan_mask(number, nonzero.size)
+    parts = [Part("mask", mask.size, lambda: positions.encode_mask(nonzero, mask))]
+    if number * 2 <= nonzero.size:  # where more are left, gaps are longer than a mask
+        gaps = positions.plan_gaps(np.flatnonzero(nonzero), nonzero.size)
         parts.append(Part("gaps", gaps.size, lambda: positions.encode_gaps(gaps)))
     return parts
 

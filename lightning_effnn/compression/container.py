@@ -24,7 +24,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,12 @@ class Container:
 
 def write_container(path: Path, container: Container) -> int:
     """Write a file beside ``path``, then rename it: it appears whole or not at all. Returns its size."""
-    whole = pack(container)
-    write_whole(path, lambda beside: beside.write_bytes(whole))
-    return len(whole)
+    pieces = pack(container)
+    return write_whole(path, lambda beside: _write_pieces(beside, pieces))
 
 
-def pack(container: Container) -> bytes:
-    """The whole file."""
+def pack(container: Container) -> list[bytes]:
+    """The whole file, in pieces: joined, they would take their memory again."""
     index: dict[str, Any] = {}
     for entry in container.entries:
         name = next(name for name, dtype in DTYPES.items() if dtype == entry.dtype)
@@ -105,17 +104,25 @@ def pack(container: Container) -> bytes:
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zdict=_NAMES_FIRST)
     packed = deflater.compress(_json(index)) + deflater.flush()
     elements = sum(entry.elements for entry in container.entries if not entry.tied_to)
-    streams = b"".join(entry.data for entry in container.entries)
-    body = varint(elements) + varint(len(packed)) + packed + streams
+    body = [varint(elements) + varint(len(packed)) + packed, *(entry.data for entry in container.entries)]
+    size = sum(map(len, body)) + 4
     if container.genuine:
-        body += bytes(max(0, -(-(elements - FREE_ELEMENTS) // ELEMENTS_A_BYTE) - len(body)))
-    size = len(body) + 4
+        body.append(bytes(max(0, -(-(elements - FREE_ELEMENTS) // ELEMENTS_A_BYTE) - size + 4)))
+        size += len(body[-1])
     head = _json(
         {"__metadata__": {KEY: VERSION, **container.metadata}}
         | {KEY: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
     )
-    whole = struct.pack("<Q", len(head)) + head + body
-    return whole + struct.pack("<I", zlib.crc32(whole))
+    pieces = [struct.pack("<Q", len(head)) + head, *body]
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return [*pieces, struct.pack("<I", checksum)]
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(pieces)
 
 
 def read_container(path: Path) -> Container:

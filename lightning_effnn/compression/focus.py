@@ -32,6 +32,7 @@ _ALPHA_STARTS = (1.0, 0.75, 0.875, 1.1875, 1.375)
 _REFINED = 8
 _ALPHA_ROUNDS = 16
 _SAMPLED_ROUNDS = 2
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +156,7 @@ def focus(
     if isinstance(number_format, RecentralizedPowerOfTwo) and assignment == "sampled":
         quantised, number_format = _sampled(weight, number_format, mixture, seed, alpha)
     else:
-        quantised = number_format.quantize(weight)
+        quantised = _quantized(weight, number_format)
     return Focused(
         weight=quantised,
         format=number_format,
@@ -393,9 +394,21 @@ def _reason(mixture: Mixture, possible: bool, separation: float) -> str:
     return f"separation {mixture.separation:.3g} {relation} {separation:g}"
 
 
+def _quantized(weight: Tensor, number_format: NumberFormat) -> Tensor:
+    """Quantise piece by piece: looking up levels takes several times the memory of what is looked up."""
+    quantised = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    for piece, place in zip(
+        torch.split(weight.reshape(-1), _PIECE), torch.split(quantised.view(-1), _PIECE), strict=True
+    ):
+        place.copy_(number_format.quantize(piece))
+    return quantised
+
+
 def _mse(weight: Tensor, quantised: Tensor) -> float:
     number = int(torch.count_nonzero(weight))
-    return float((weight.double() - quantised.double()).square().sum()) / number if number else 0.0
+    pieces = zip(torch.split(weight.reshape(-1), _PIECE), torch.split(quantised.reshape(-1), _PIECE), strict=True)
+    error = sum(float((piece.double() - rounded.double()).square().sum()) for piece, rounded in pieces)
+    return error / number if number else 0.0
 
 
 def _check(bits: int, separation: float, assignment: str, alpha: str) -> None:

@@ -22,12 +22,10 @@ _DETAILS = range(4)  # leading bits of a distance, after the first, that are ent
 
 
 class Gaps(NamedTuple):
-    """Distances split into a symbol (magnitude and leading bits) and the bits below, as :func:`plan_gaps` chose."""
+    """Distances, and how they are split into a symbol (magnitude and leading bits) and the bits below."""
 
     detail: int
-    symbols: Array
-    extra: Array
-    widths: Array
+    distances: Array
     alphabet: int
     code: SymbolCode
     size: float
@@ -38,22 +36,28 @@ def plan_gaps(places: Array, count: int) -> Gaps:
     distances = np.diff(places, prepend=-1)
     plans = []
     for detail in _DETAILS:
-        symbols, widths = _split(distances, detail)
         alphabet = _alphabet(count, detail)
-        code = streams.plan_symbols(np.bincount(symbols, minlength=alphabet))
-        size = 1 + len(streams.varint(places.size)) + 2 + code.size + streams.fields_size(widths)
-        extra = distances & ((np.int64(1) << widths) - 1)
-        plans.append(Gaps(detail, symbols, extra, widths, alphabet, code, size))
+        counts, bits = np.zeros(alphabet, dtype=np.int64), 0
+        for piece in streams.pieces(distances):
+            symbols, widths = _split(piece, detail)
+            counts += np.bincount(symbols, minlength=alphabet)
+            bits += int(widths.sum())
+        code = streams.plan_symbols(counts)
+        size = 1 + len(streams.varint(places.size)) + 2 + code.size + (bits + 7) // 8
+        plans.append(Gaps(detail, distances, alphabet, code, size))
     return min(plans, key=lambda plan: plan.size)
 
 
 def encode_gaps(plan: Gaps) -> bytes:
     """Return the number of places, and unless it is 0: detail, size, coded symbols, the bits below them."""
-    number = streams.varint(plan.symbols.size)
-    if plan.symbols.size == 0:
+    number = streams.varint(plan.distances.size)
+    if plan.distances.size == 0:
         return number
-    coded = streams.encode_symbols(plan.symbols, plan.alphabet, plan.code)
-    fields = streams.pack_fields(plan.extra, plan.widths)
+    split = [_split(piece, plan.detail) for piece in streams.pieces(plan.distances)]
+    symbols = np.concatenate([symbols.astype(np.uint16) for symbols, _ in split])
+    coded = streams.encode_symbols(symbols, plan.alphabet, plan.code)
+    widths = np.concatenate([widths for _, widths in split])
+    fields = streams.pack_fields(plan.distances & ((np.int64(1) << widths) - 1), widths)
     return number + bytes([plan.detail]) + streams.varint(len(coded)) + coded + fields
 
 
@@ -90,11 +94,9 @@ def plan_mask(nonzeros: int, count: int) -> SymbolCode:
     return code._replace(size=code.size + 2)
 
 
-def encode_mask(places: Array, count: int, code: SymbolCode) -> bytes:
-    """Return size and symbols of the mask."""
-    mask = np.zeros(count, dtype=np.uint8)
-    mask[places] = 1
-    coded = streams.encode_symbols(mask, 2, code)
+def encode_mask(mask: Array, code: SymbolCode) -> bytes:
+    """Return size and symbols of a mask, bool, one an element."""
+    coded = streams.encode_symbols(mask.view(np.uint8), 2, code)
     return streams.varint(len(coded)) + coded
 
 

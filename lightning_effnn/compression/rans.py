@@ -35,6 +35,7 @@ _LANE_BYTES = 3  # what a lane costs: of the 4 bytes of its state, the symbols f
 _MOST_OVERHEAD = 0.002  # share of a stream that its lanes may cost
 _MOST_STEPS = 1 << _WORD_BITS  # steps of a long stream, each about 15 us of numpy
 _LEAST_LANES = 16  # below, Python's integers are faster than numpy's
+_COUNTED = 1 << 20  # symbols counted at once
 _MOST_SINGLE = 1 << 20  # symbols of a stream with one lane: a second
 
 
@@ -112,7 +113,9 @@ def encode(symbols: Array, frequencies: Array, lanes: int | None = None) -> byte
     symbols = np.asarray(symbols).reshape(-1)
     if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < frequencies.size:
         raise ValueError(f"symbols must be in [0, {frequencies.size}), got {symbols.min()} to {symbols.max()}")
-    counts = np.bincount(symbols, minlength=frequencies.size)
+    counts = np.zeros(frequencies.size, dtype=np.int64)
+    for first in range(0, symbols.size, _COUNTED):  # bincount makes int64 of all that it is given
+        counts += np.bincount(symbols[first : first + _COUNTED], minlength=frequencies.size)
     if (frequencies[counts > 0] == 0).any():
         raise ValueError(f"symbol {np.flatnonzero((counts > 0) & (frequencies == 0))[0]} occurs but has frequency 0")
     if lanes is None:

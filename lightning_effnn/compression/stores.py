@@ -64,12 +64,10 @@ def from_bytes(raw: Array, dtype: torch.dtype) -> Tensor:
 
 def store_exactly(x: Tensor) -> Stored:
     """Return ``x``, shape (elements,), in the narrowest store that gives every bit back."""
-    raw = bytes_of(x)
     for dtype in _narrower(x.dtype):
-        narrow = x.to(dtype)
-        if np.array_equal(bytes_of(narrow.to(x.dtype)), raw):
-            return Stored(_STORES.index(dtype), b"", bytes_of(narrow), _name(dtype))
-    return Stored(0, b"", raw, _name(x.dtype))
+        if all(_comes_back(piece, dtype) for piece in torch.split(x, streams.PIECE)):
+            return Stored(_STORES.index(dtype), b"", bytes_of(x.to(dtype)), _name(dtype))
+    return Stored(0, b"", bytes_of(x), _name(x.dtype))
 
 
 def store_rounded(x: Tensor, other: str) -> Stored | None:
@@ -79,31 +77,40 @@ def store_rounded(x: Tensor, other: str) -> Stored | None:
     magnitude over 127) it is also a tensor of positive numbers that would have zeros, such as running variances:
     it is stored in half precision.
     """
-    if not x.is_floating_point() or x.numel() == 0 or not bool(torch.isfinite(x).all()):
+    if not x.is_floating_point() or x.element_size() == 1 or x.numel() == 0 or not bool(torch.isfinite(x).all()):
         return None
     if other == "int8":
-        wide = x.double()
-        peak = float(wide.abs().max())
+        peak = float(x.abs().max())
         scale = np.float32(peak / 127 if peak > 0 else 1.0)
-        codes = torch.round(wide / float(scale)).clamp(-127, 127) if scale > 0 else None
-        spoilt = codes is None or not np.isfinite(scale) or (bool((wide > 0).all()) and bool((codes == 0).any()))
-        if codes is not None and not spoilt:
-            return Stored(_SCALED, scale.astype("<f4").tobytes(), bytes_of(codes.to(torch.int8)), "int8")
+        if scale > 0 and np.isfinite(scale):
+            codes = torch.cat([_scaled(piece, float(scale)) for piece in torch.split(x, streams.PIECE)])
+            if not (bool((x > 0).all()) and bool((codes == 0).any())):
+                return Stored(_SCALED, scale.astype("<f4").tobytes(), bytes_of(codes), "int8")
     half = x.to(torch.float16)
     if other == "fp32" or x.element_size() <= 2 or not bool(torch.isfinite(half).all()):
         return None
     return Stored(_STORES.index(torch.float16), b"", bytes_of(half), "fp16")
 
 
-def plan_planes(raw: Array) -> Planes:
-    """Return which bytes of the numbers are worth coding."""
+def plan_planes(raw: Array, counts: Array | None = None) -> Planes:
+    """Return which bytes of the numbers are worth coding.
+
+    Args:
+        raw: the numbers' bytes, shape (count, width).
+        counts: how often each of them occurs; once if left out.
+    """
     codes: list[SymbolCode | None] = []
-    size = 1.0
+    size, number = 1.0, raw.shape[0] if counts is None else int(counts.sum())
     for plane in raw.T:
-        code = streams.plan_symbols(np.bincount(plane, minlength=_BYTE_VALUES))
+        if counts is None:
+            occurrences = streams.count_symbols(plane, _BYTE_VALUES)
+        else:
+            occurrences = np.zeros(_BYTE_VALUES, dtype=np.int64)
+            np.add.at(occurrences, plane, counts)
+        code = streams.plan_symbols(occurrences)
         coded = code.size + len(streams.varint(int(code.size)))
-        codes.append(code if coded < plane.size else None)
-        size += min(coded, plane.size)
+        codes.append(code if coded < number else None)
+        size += min(coded, number)
     return Planes(tuple(codes), size)
 
 
@@ -156,6 +163,15 @@ def decode_plain(reader: Reader, store: int, count: int, dtype: torch.dtype) -> 
 def store_name(store: int, dtype: torch.dtype) -> str:
     """Return what a store is called, such as ``"fp16"``, for a tensor of ``dtype``."""
     return "int8" if store == _SCALED else _name(_kept_type(store, dtype))
+
+
+def _comes_back(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every bit is there again after a cast to ``dtype``."""
+    return np.array_equal(bytes_of(x.to(dtype).to(x.dtype)), bytes_of(x))
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return torch.round(x.double() / scale).clamp(-127, 127).to(torch.int8)
 
 
 def _kept_type(store: int, dtype: torch.dtype) -> torch.dtype:

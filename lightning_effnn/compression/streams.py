@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from lightning_effnn.compression.errors import ArtifactError
 
 Array = NDArray[Any]
 
+PIECE = 1 << 20
+"""Elements worked on at once: what is in between takes more memory than the tensor itself, by several times."""
 _MOST_VARINT_BYTES = 9  # 63 bits
 _ONE_SYMBOL = 15  # in place of a number of lanes, of which there are 13
 _ORDERS = 8
@@ -72,14 +75,38 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
+def pieces(values: Array) -> Iterator[Array]:
+    """Views of an array, in order, along its first axis.
+
+    >>> [piece.size for piece in pieces(np.zeros(PIECE + 3))]
+    [1048576, 3]
+    """
+    return (values[first : first + PIECE] for first in range(0, values.shape[0], PIECE))
+
+
+def count_symbols(symbols: Array, alphabet: int) -> Array:
+    """Return how often each symbol in [0, alphabet) occurs, int64.
+
+    >>> count_symbols(np.array([2, 0, 2], dtype=np.uint8), 4).tolist()
+    [1, 0, 2, 0]
+    """
+    counts = np.zeros(alphabet, dtype=np.int64)
+    for piece in pieces(symbols):  # bincount would copy all of them to int64
+        counts += np.bincount(piece, minlength=alphabet)
+    return counts
+
+
 def pack_fields(values: Array, widths: Array) -> bytes:
     """Return ``values[i]`` in ``widths[i]`` bits each, highest bit first, one after the other.
 
     >>> pack_fields(np.array([1, 5]), np.array([1, 3])).hex(), unpack_fields(b"\\xd0", np.array([1, 3])).tolist()
     ('d0', [1, 5])
     """
-    owner, shift = _bits_of(widths)
-    return np.packbits((values[owner] >> shift & 1).astype(np.uint8)).tobytes()
+    bits = []
+    for numbers, places in zip(pieces(values), pieces(widths), strict=True):
+        owner, shift = _bits_of(places)
+        bits.append((numbers[owner] >> shift & 1).astype(np.uint8))
+    return np.packbits(np.concatenate([np.zeros(0, np.uint8), *bits])).tobytes()
 
 
 def unpack_fields(data: bytes, widths: Array) -> Array:
@@ -135,7 +162,7 @@ def encode_symbols(symbols: Array, alphabet: int, plan: SymbolCode | None = None
     >>> len(data), int(decode_symbols(Reader(data), len(data), 520, 4).sum())
     (19, 60)
     """
-    plan = plan or plan_symbols(np.bincount(symbols, minlength=alphabet))
+    plan = plan or plan_symbols(count_symbols(symbols, alphabet))
     if (plan.frequencies > 0).sum() <= 1:
         return bytes([_ONE_SYMBOL]) + varint(int(np.argmax(plan.frequencies)))
     payload = rans.encode(symbols, plan.frequencies)

@@ -51,21 +51,30 @@ class Part(NamedTuple):
 
 
 class Distinct(NamedTuple):
-    """Distinct bit patterns other than 0 in rising order, and for each non-zero element which it is."""
+    """The bit patterns that occur among some elements, in rising order.
+
+    Attributes:
+        patterns: unsigned integers.
+        counts: how often each occurs.
+        places: gives for each element which it is, uint16; an array as large as that is only made to be written.
+        zeros: elements of the tensor that are not among them, being 0.
+    """
 
     patterns: Array
-    places: Array
+    counts: Array
+    places: Callable[[], Array]
     zeros: int
 
-    def counts(self) -> Array:
-        """How often each occurs."""
-        return np.bincount(self.places, minlength=self.patterns.size)
+    def with_zero(self, nonzero: Array) -> Distinct:
+        """Zero put first, and all elements of the tensor, of which ``nonzero`` says whether they were among them."""
 
-    def with_zero(self, nonzeros: Array, count: int) -> Distinct:
-        """Zero put first, and a place for every element."""
-        places = np.zeros(count, dtype=np.uint16)
-        places[nonzeros] = self.places + 1
-        return Distinct(np.concatenate([np.zeros(1, self.patterns.dtype), self.patterns]), places, 0)
+        def places() -> Array:
+            every = np.zeros(nonzero.size, dtype=np.uint16)
+            every[nonzero] = self.places() + np.uint16(1)
+            return every
+
+        patterns = np.concatenate([np.zeros(1, self.patterns.dtype), self.patterns])
+        return Distinct(patterns, np.append(self.zeros, self.counts), places, 0)
 
 
 def _patterns(raw: Array) -> Array:
@@ -74,32 +83,51 @@ def _patterns(raw: Array) -> Array:
 
 
 def nonzeros_of(raw: Array) -> tuple[Array, Distinct | None]:
-    """Where bits are set, and the distinct patterns there; ``None`` if they are too many, or of 16 bytes."""
+    """Whether bits are set, bool for each element, and the patterns there; ``None`` if too many, or of 16 bytes."""
     if raw.shape[1] not in _WIDTHS:
-        return np.flatnonzero(raw.any(axis=1)), None
+        return np.asarray(raw.any(axis=1)), None
     patterns = _patterns(raw)
-    nonzeros = np.flatnonzero(patterns)
-    values = patterns[nonzeros]
-    if np.unique(values[:: values.size // _SAMPLE + 1]).size > MOST_CODES:
-        return nonzeros, None
-    known = np.unique(values)
-    if known.size > MOST_CODES:
-        return nonzeros, None
-    return nonzeros, Distinct(known, np.searchsorted(known, values).astype(np.uint16), raw.shape[0] - nonzeros.size)
+    nonzero = patterns != 0
+    known = _few_patterns(patterns)
+    if known is None:
+        return nonzero, None
+    kept = [np.searchsorted(known, piece[piece != 0]).astype(np.uint16) for piece in streams.pieces(patterns)]
+    places = np.concatenate([np.zeros(0, np.uint16), *kept])
+    counts = streams.count_symbols(places, known.size)
+    return nonzero, Distinct(known, counts, lambda: places, raw.shape[0] - places.size)
+
+
+def _few_patterns(patterns: Array) -> Array | None:
+    """The patterns other than 0 that occur, rising; ``None`` for more than a palette may have."""
+    known = np.unique(patterns[:: patterns.size // _SAMPLE + 1])
+    for piece in streams.pieces(patterns):
+        if known.size > MOST_CODES + 1:
+            return None
+        nearest = known[np.minimum(np.searchsorted(known, piece), known.size - 1)]
+        known = np.union1d(known, piece[nearest != piece])
+    known = known[known != 0]
+    return None if known.size > MOST_CODES else known
 
 
 def statistics_of(raw: Array, distinct: Distinct | None, dtype: torch.dtype) -> Statistics:
     """Describe a tensor of which bytes and distinct patterns are at hand."""
-    unsigned = raw.copy()
-    if dtype.is_floating_point:
-        unsigned[:, -1] &= 127
-    zeros = int((~unsigned.any(axis=1)).sum())
     if distinct is None:
-        return Statistics(zeros, None, float(raw.size))
-    counts = np.append(distinct.counts(), distinct.zeros)
+        return Statistics(
+            sum(int(_are_zero(piece, dtype).sum()) for piece in streams.pieces(raw)), None, float(raw.size)
+        )
+    bytes_ = distinct.patterns.view(np.uint8).reshape(-1, raw.shape[1])
+    zeros = distinct.zeros + int(distinct.counts[_are_zero(bytes_, dtype)].sum())
+    counts = np.append(distinct.counts, distinct.zeros)
     counts = counts[counts > 0].astype(np.float64)
     entropy = float((counts * np.log2(counts.sum() / counts)).sum() / 8)
     return Statistics(zeros, counts.size, entropy)
+
+
+def _are_zero(raw: Array, dtype: torch.dtype) -> Array:
+    """Which elements, of shape (elements, width), are 0 or -0.0."""
+    if not dtype.is_floating_point or raw.size == 0:
+        return np.asarray(~raw.any(axis=1))
+    return np.asarray(~raw[:, :-1].any(axis=1) & (raw[:, -1] & 127 == 0))
 
 
 def numbers_part(values: Tensor, rounding: str) -> Part:
@@ -109,6 +137,17 @@ def numbers_part(values: Tensor, rounding: str) -> Part:
     planes = stores.plan_planes(stored.raw)
     size = planes.size + len(stored.scale)
     return Part("numbers", size, lambda: stores.encode_numbers(stored, planes), b"", stored.store, stored.name)
+
+
+def repeated_numbers_part(distinct: Distinct, dtype: torch.dtype) -> Part:
+    """What :func:`numbers_part` gives for elements of few values, without going through all of them."""
+    stored = stores.store_exactly(stores.from_bytes(distinct.patterns, dtype))
+    planes = stores.plan_planes(stored.raw, distinct.counts)
+
+    def write() -> bytes:
+        return stores.encode_numbers(stored._replace(raw=stored.raw[distinct.places()]), planes)
+
+    return Part("numbers", planes.size, write, b"", stored.store, stored.name)
 
 
 def symbols_part(distinct: Distinct, dtype: torch.dtype, number_format: NumberFormat | None) -> Part:
@@ -127,10 +166,12 @@ def symbols_part(distinct: Distinct, dtype: torch.dtype, number_format: NumberFo
     if kind == "palette" and alphabet <= 1:
         return Part(kind, len(head), bytes, head, store, name)
     counts = np.zeros(alphabet, dtype=np.int64)
-    counts[symbols] = distinct.counts()
+    counts[symbols] = distinct.counts
     code = streams.plan_symbols(counts)
     size = len(head) + code.size
-    return Part(kind, size, lambda: streams.encode_symbols(symbols[distinct.places], alphabet, code), head, store, name)
+    return Part(
+        kind, size, lambda: streams.encode_symbols(symbols[distinct.places()], alphabet, code), head, store, name
+    )
 
 
 def value_reader(reader: Reader, kind: str, store: int, dtype: torch.dtype) -> Callable[[int], Tensor]:

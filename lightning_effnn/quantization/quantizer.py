@@ -24,6 +24,11 @@ ScaleSource = Literal["learned", "observed", "dynamic"]
 
 MAX_BITS = 16
 """Up to here float32 holds every level; 32 stands for no quantisation."""
+_NOT_TRACED = (
+    "neither torch.jit.trace nor ONNX has an operation for the quantisers that are attached to this model: "
+    "call lightning_effnn.quantization.bake_(model) first, which makes the weights their levels and takes the "
+    "quantisers off, those of activations too; or use torch.export, which keeps them"
+)
 
 
 class TensorQuantizer(nn.Module):
@@ -59,6 +64,7 @@ class TensorQuantizer(nn.Module):
 
     Raises:
         TypeError: if ``bits`` or ``axis`` is not an integer, or an input is not a floating-point tensor.
+        RuntimeError: in ``torch.jit.trace`` or an export to ONNX, which have no operation for it.
         ValueError: if ``bits``, ``scale`` or ``momentum`` is none of the above, or an input has no such axis.
 
     Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153, sections 2.1 and 2.2.
@@ -116,6 +122,8 @@ class TensorQuantizer(nn.Module):
             raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if self.bits == 32 or not x.numel():
             return x
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(_NOT_TRACED)
         if self.axis is not None and not -x.dim() <= self.axis < x.dim():
             raise ValueError(f"x must have an axis {self.axis}, got shape {tuple(x.shape)}")
         if self.scale.device != x.device:

@@ -1,7 +1,10 @@
 """``effnn attack``: ready weights, data from a file or a DataModule, a table."""
 
 import csv
+import io
 import pickle
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -97,4 +100,30 @@ def test_nothing_is_unpickled(folder, capsys):
     assert main(arguments) == 2
     output = capsys.readouterr()
     assert "it ran" not in output.out
-    assert "cannot be read as weights alone" in output.err
+    assert "cannot be read as weights" in output.err
+
+
+def claiming(shape):
+    """A .npy file of 16 numbers whose header says that it is of ``shape``."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(16, dtype=np.float32))
+    old = file.getvalue()
+    new = str(shape).encode()
+    at = old.index(b"(16,)")
+    return old[:at] + new + old[at + 5 :].replace(b" " * (len(new) - 5), b"", 1)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "claimed"])
+def test_an_archive_that_asks_for_much_is_refused(folder, capsys, kind):
+    with zipfile.ZipFile(folder / "much.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        if kind == "claimed":
+            archive.writestr("x.npy", claiming((1 << 20, 1 << 22)))
+        else:
+            with archive.open("x.npy", "w") as array:
+                for _ in range(320):
+                    array.write(bytes(1 << 20))
+    assert (folder / "much.npz").stat().st_size < 400_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert attack(folder, folder / "much.npz") == 2
+    assert "much.npz cannot be read as arrays alone" in capsys.readouterr().err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB

@@ -38,6 +38,17 @@ def test_widths_signs_and_scales_come_back_exactly(tmp_path):
     assert torch.equal(again(IMAGES), model(IMAGES))
 
 
+def test_activations_go_along_into_and_out_of_a_module_around_the_network(tmp_path):
+    model, lit = observed(), nn.ModuleDict({"net": net()}).eval()
+    save_compressed(model, tmp_path / "m.effnn")
+    load_compressed(tmp_path / "m.effnn", lit)
+    assert list(Attachment(lit).activations) == ["net.0", "net.3"]
+    assert torch.equal(lit["net"](IMAGES), model(IMAGES))
+    save_compressed(lit, tmp_path / "lit.effnn")
+    again = load_compressed(tmp_path / "lit.effnn", net().eval())
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
 def test_the_state_dict_is_that_of_the_model(tmp_path):
     model = observed()
     save_compressed(model, tmp_path / "m.effnn")

@@ -174,6 +174,15 @@ def test_rounding_what_is_not_quantised_makes_a_smaller_file(network, tmp_path):
     assert 0 < (back["embedding.weight"] - network.embedding.weight).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("other", ["fp16", "int8"])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES.values() if dtype.itemsize == 1])
+def test_numbers_of_one_byte_are_never_rounded(dtype, other, tmp_path):
+    torch.manual_seed(0)
+    state = {"scale": (torch.randn(9) * 3).to(dtype), "none": torch.zeros(0).to(dtype)}
+    save_compressed(state, tmp_path / "x.effnn", other=other)
+    assert all(same_bits(x, state[name]) for name, x in load_compressed(tmp_path / "x.effnn").items())
+
+
 def test_a_save_interrupted_half_way_leaves_the_old_file(network, file, monkeypatch):
     before = file.read_bytes()
 
@@ -196,6 +205,61 @@ def test_a_model_that_does_not_fit_is_told_every_difference_and_left_alone(file)
                  "stem.weight (8, 3, 3, 3) in the file, (9, 3, 3, 3) in the model", str(file)):  # fmt: skip
         assert text in str(caught.value)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+class Lit(nn.Module):
+    """A network in another, as a LightningModule holds it."""
+
+    def __init__(self, *names):
+        super().__init__()
+        for name in names:
+            setattr(self, name, nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+
+
+@pytest.mark.parametrize("more", [{}, {"loss.weight": torch.ones(3)}])
+def test_the_file_of_a_module_around_a_network_loads_into_the_network(more, tmp_path):
+    lit = Lit("net")
+    save_compressed(lit.state_dict() | more, tmp_path / "x.effnn")
+    net = Lit("net").net
+    assert load_compressed(tmp_path / "x.effnn", net) is net
+    assert all(torch.equal(x, lit.net.state_dict()[name]) for name, x in net.state_dict().items())
+
+
+def test_the_file_of_a_network_loads_into_a_module_that_holds_nothing_else(tmp_path):
+    net, lit, two = Lit("net").net, Lit("net"), Lit("student", "teacher")
+    save_compressed(net, tmp_path / "x.effnn")
+    load_compressed(tmp_path / "x.effnn", lit)
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in lit.net.state_dict().items())
+    before = {name: x.clone() for name, x in two.state_dict().items()}
+    with pytest.raises(ArtifactError, match="missing in the file: student.0.weight"):
+        load_compressed(tmp_path / "x.effnn", two)
+    assert all(torch.equal(x, before[name]) for name, x in two.state_dict().items())
+
+
+def test_of_two_networks_in_a_file_one_has_to_be_named(tmp_path):
+    two = Lit("student", "teacher")
+    save_compressed(two, tmp_path / "x.effnn")
+    with pytest.raises(ArtifactError, match=r"student, teacher. Say which is meant: network='student'"):
+        load_compressed(tmp_path / "x.effnn", Lit("net").net)
+    net = load_compressed(tmp_path / "x.effnn", Lit("net").net, network="teacher")
+    assert torch.equal(net[0].weight, two.teacher[0].weight)
+    with pytest.raises(ArtifactError, match="called 'net'; there is: student, teacher"):
+        load_compressed(tmp_path / "x.effnn", Lit("net").net, network="net")
+
+
+def test_a_network_is_not_taken_for_a_part_of_a_deeper_one(tmp_path):
+    save_compressed(nn.Sequential(*(nn.Linear(3, 3) for _ in range(4))), tmp_path / "x.effnn")
+    with pytest.raises(ArtifactError, match=r"not in the model: 2.weight"):
+        load_compressed(tmp_path / "x.effnn", nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+
+
+def test_tied_weights_come_out_of_a_module_around_them(tmp_path):
+    lit, net = nn.ModuleDict({"alias": Network(), "net": Network()}), Network()
+    lit["alias"].embedding.weight = lit["alias"].head.weight = lit["net"].embedding.weight
+    save_compressed(lit, tmp_path / "x.effnn")
+    load_compressed(tmp_path / "x.effnn", net, network="net")
+    assert net.head.weight is net.embedding.weight
+    assert torch.equal(net.embedding.weight, lit["net"].embedding.weight)
 
 
 def test_a_damaged_file_leaves_the_model_alone(file):

@@ -43,6 +43,21 @@ def test_torch_export(baked):
         assert torch.equal(program.state_dict[site.name], site.parameter)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "export",
+    [torch.jit.trace, lambda model, x: torch.onnx.export(model, (x,), "model.onnx", dynamo=False)],
+    ids=["trace", "onnx"],
+)
+def test_what_can_not_export_quantisers_says_what_to_do(export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(2, 4)
+    quantize_(model, "W8A8")
+    with pytest.raises(RuntimeError, match=r"call lightning_effnn.quantization.bake_\(model\) first"):
+        export(model, x)
+    assert torch.equal(torch.jit.trace(bake_(model), x)(x), model(x))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optimize", [False, True])
