@@ -1,6 +1,8 @@
 # Everything one does here. Needs Python 3.10 or newer and make; the rest goes into .venv.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# A worker a core, up to four: each holds torch and Lightning, some 700 MB. Empty: one process, as pytest alone has.
+PYTEST_WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 DEMO_ARGS ?=
 BENCH ?= $(filter-out benchmarks/wild benchmarks/trace_zoo,$(patsubst recipes/benchmarks/%.py,benchmarks/%,$(wildcard recipes/benchmarks/[a-z]*.py)))
 BENCH_ARGS ?=
@@ -17,14 +19,14 @@ help: ## list what one can do
 		printf '  make %-11s %s\n' "$$target" "$$what"; done
 	@echo
 	@echo '  PYTHON=python3.12, PYTEST_ARGS="-k hardware", DEMO_ARGS="--trainer.max_epochs 2",'
-	@echo '  BENCH=benchmarks/name and BENCH_ARGS="..." change what is run.'
+	@echo '  BENCH=benchmarks/name and BENCH_ARGS="..." change what is run; PYTEST_WORKERS= runs tests in one process.'
 
 demo: $(INSTALLED) ## train a small CNN on digits, its cost on a chip logged each epoch
 	@echo "== effnn run quickstart $(DEMO_ARGS)"
 	@$(BIN)/effnn run quickstart $(DEMO_ARGS)
 
 test: $(INSTALLED) ## run the tests and doctests (PYTEST_ARGS="-m slow" runs the slow ones)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import lightning  # noqa: F401 - sets its loggers' levels, which the next lines overrule
 import pytest
 import torch
@@ -19,6 +20,8 @@ if not os.environ.get("OMP_NUM_THREADS"):
     torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
 for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "wandb"):
     logging.getLogger(name).setLevel(logging.ERROR)
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

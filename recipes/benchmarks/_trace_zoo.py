@@ -13,6 +13,9 @@ from torch import Tensor, nn
 Batch = dict[str, Any]
 """Arguments of a call by name; those without a name under ``""``, as a tuple."""
 
+Settings = dict[str, Any]
+"""Arguments of a configuration or a class by name."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -41,7 +44,7 @@ def part(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def configured(path: str, config: dict[str, Any], config_path: str | None = None) -> nn.Module:
+def configured(path: str, config: Settings, config_path: str | None = None) -> nn.Module:
     """A network of transformers, made from its configuration class; nested ``(path, settings)`` are made too."""
     kind = part(path)
     config_class = part(config_path) if config_path else kind.config_class

@@ -6,23 +6,35 @@ from typing import Any
 
 import torch
 
-from lightning_effnn.recipes.benchmarks._trace_zoo import Batch, Entry, configured, hf, ids, masked_ids, pairs, words
+from lightning_effnn.recipes.benchmarks._trace_zoo import (
+    Batch,
+    Entry,
+    Settings,
+    configured,
+    hf,
+    ids,
+    masked_ids,
+    pairs,
+    words,
+)
 
 WORDS, WIDTH, HIDDEN, LENGTH = 100, 32, 64, 12
-COMMON: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "intermediate_size": HIDDEN, "max_position_embeddings": 64}  # fmt: skip
-SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+COMMON: Settings = {
+    "vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": HIDDEN, "max_position_embeddings": 64}  # fmt: skip
+SPECIAL: Settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GROUPED = COMMON | SPECIAL | {"num_key_value_heads": 2, "use_cache": False}
-HEAD: dict[str, Any] = {"head_dim": 8}
-SHORT: dict[str, Any] = {
-    "vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4,
-    "n_positions": 64, "use_cache": False,
-         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-SEQ2SEQ = {"vocab_size": WORDS, "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": HIDDEN,
-           "decoder_ffn_dim": HIDDEN, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-           "max_position_embeddings": 64, "decoder_start_token_id": 2, **SPECIAL}  # fmt: skip
-T5 = {"vocab_size": WORDS, "d_model": WIDTH, "d_kv": 8, "d_ff": HIDDEN, "num_layers": 2, "num_heads": 4,
-      "decoder_start_token_id": 0}  # fmt: skip
+HEAD: Settings = {"head_dim": 8}
+SHORT: Settings = {
+    "vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64, "use_cache": False,
+    "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SEQ2SEQ: Settings = {
+    "vocab_size": WORDS, "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": HIDDEN,
+    "decoder_ffn_dim": HIDDEN, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "max_position_embeddings": 64, "decoder_start_token_id": 2, **SPECIAL}  # fmt: skip
+T5: Settings = {
+    "vocab_size": WORDS, "d_model": WIDTH, "d_kv": 8, "d_ff": HIDDEN, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0}  # fmt: skip
 
 ATTENTION = 2 * LENGTH * WIDTH * WIDTH + 2 * LENGTH * WIDTH * WIDTH // 2 + 2 * LENGTH * LENGTH * WIDTH
 """Query and output projections, those of half as many keys and values, the scores and what they weigh."""
@@ -57,7 +69,7 @@ class CachedLlama(torch.nn.Module):
         return self.llama(input_ids, past_key_values=cache, cache_position=at, position_ids=at[None]).logits
 
 
-def _moe(**more: Any) -> dict[str, Any]:
+def _moe(**more: Any) -> Settings:
     return GROUPED | {"moe_intermediate_size": HIDDEN, "num_experts_per_tok": 2} | more
 
 
@@ -111,7 +123,13 @@ def _decoder_only() -> list[Entry]:
 
 
 def _experts() -> list[Entry]:
-    latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    latent: Settings = {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+    }
     deepseek = _moe(n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1, n_shared_experts=1,
                     num_key_value_heads=4, **latent)  # fmt: skip
     return [
@@ -136,8 +154,9 @@ def _experts() -> list[Entry]:
 
 
 def _encoders() -> list[Entry]:
-    funnel = {"vocab_size": WORDS, "block_sizes": [1, 1], "d_model": WIDTH, "n_head": 4, "d_head": 8,
-              "d_inner": HIDDEN}  # fmt: skip
+    funnel: Settings = {
+        "vocab_size": WORDS, "block_sizes": [1, 1], "d_model": WIDTH, "n_head": 4, "d_head": 8,
+        "d_inner": HIDDEN}  # fmt: skip
     return [
         hf("BertModel", ids(), **COMMON),
         hf("BertModel", masked_ids(), "padded", **COMMON),

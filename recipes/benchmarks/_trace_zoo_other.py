@@ -8,27 +8,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_effnn.recipes.benchmarks._trace_zoo import Batch, Entry, hf, part, positional, repeated, words
+from lightning_effnn.recipes.benchmarks._trace_zoo import (
+    Batch,
+    Entry,
+    Settings,
+    hf,
+    part,
+    positional,
+    repeated,
+    words,
+)
 
 WIDTH, HIDDEN = 32, 64
-SPEECH: dict[str, Any] = {
-    "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": HIDDEN,
-          "conv_dim": [16, 16, 16], "conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "num_conv_pos_embeddings": 8,
-          "num_conv_pos_embedding_groups": 4, "vocab_size": 30}  # fmt: skip
-SERIES: dict[str, Any] = {
-    "prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2],
-    "num_time_features": 2, "d_model": 16,
-          "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-          "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
+SPEECH: Settings = {
+    "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": HIDDEN,
+    "conv_dim": [16, 16, 16], "conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4, "vocab_size": 30}  # fmt: skip
+SERIES: Settings = {
+    "prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 2, "d_model": 16,
+    "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
 
 
 def _sound() -> list[Entry]:
-    whisper = {"d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
-               "decoder_attention_heads": 4, "encoder_ffn_dim": HIDDEN, "decoder_ffn_dim": HIDDEN, "vocab_size": 100,
-               "num_mel_bins": 20, "max_source_positions": 30, "max_target_positions": 20, "pad_token_id": 0,
-               "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}  # fmt: skip
-    patches = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": HIDDEN}
+    whisper: Settings = {
+        "d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": HIDDEN, "decoder_ffn_dim": HIDDEN, "vocab_size": 100,
+        "num_mel_bins": 20, "max_source_positions": 30, "max_target_positions": 20, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}  # fmt: skip
+    patches: Settings = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": HIDDEN,
+    }
     return [
         hf("WhisperModel", lambda n: {"input_features": repeated(n, 20, 60), "decoder_input_ids": words(n, 7),
            "use_cache": False}, **whisper),
@@ -53,7 +66,8 @@ def _waves(n: int) -> Batch:
 
 
 def _series() -> list[Entry]:
-    patch = {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 16}
+    patch: Settings = {
+        "num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 16}  # fmt: skip
     return [
         hf("PatchTSTForPrediction", lambda n: {"past_values": repeated(n, 32, 3)}, num_hidden_layers=2,
            num_attention_heads=2, ffn_dim=32, prediction_length=4, **patch),
@@ -82,10 +96,12 @@ def _of(library: str, path: str, batch: Callable[[int], Batch], note: str = "", 
 
 
 def _diffusion() -> list[Entry]:
-    blocks = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
-    text = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
-    coder = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    blocks: Settings = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
+    text: Settings = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    coder: Settings = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 
     def conditioned(n: int) -> Batch:
         return {"sample": repeated(n, 4, 16, 16), "timestep": 3, "encoder_hidden_states": repeated(n, 7, 16)}
@@ -151,16 +167,16 @@ def _unet(spatial: int) -> int:
     Every layer is one convolution with ``3**spatial`` taps; those of the way up are transposed, made on the smaller
     side, and read what the way down had beside what comes from below.
     """
-    taps = 3**spatial
-    down = 8**spatial * taps * 1 * 4 + 4**spatial * taps * 4 * 8
-    bottom = 4**spatial * taps * 8 * 16
-    up = 4**spatial * taps * (16 + 8) * 4 + 8**spatial * taps * (4 + 4) * 2
+    taps, half, quarter = (int(side**spatial) for side in (3, 8, 4))
+    down = half * taps * 1 * 4 + quarter * taps * 4 * 8
+    bottom = quarter * taps * 8 * 16
+    up = quarter * taps * (16 + 8) * 4 + half * taps * (4 + 4) * 2
     return down + bottom + up
 
 
 def _medical() -> list[Entry]:
-    unet = {"in_channels": 1, "out_channels": 2, "channels": (4, 8, 16), "strides": (2, 2)}
-    small = {"in_channels": 1, "out_channels": 2}
+    unet: Settings = {"in_channels": 1, "out_channels": 2, "channels": (4, 8, 16), "strides": (2, 2)}
+    small: Settings = {"in_channels": 1, "out_channels": 2}
     flat, deep = positional((1, 32, 32)), positional((1, 16, 16, 16))
 
     def net(
@@ -299,7 +315,7 @@ class Pooled(nn.Module):
 
 def _geometric() -> list[Entry]:
     degree = torch.tensor([0, 0, 0, 0, 12])
-    pna = {"aggregators": ["mean", "max", "std"], "scalers": ["identity", "amplification"], "deg": degree}
+    pna: Settings = {"aggregators": ["mean", "max", "std"], "scalers": ["identity", "amplification"], "deg": degree}
     built: list[tuple[str, Callable[[], nn.Module]]] = [
         ("GCNConv", _layers("GCNConv")),
         ("GATConv", _layers("GATConv", heads=2, concat=False)),

@@ -10,6 +10,7 @@ import torch
 from lightning_effnn.recipes.benchmarks._trace_zoo import (
     Batch,
     Entry,
+    Settings,
     configured,
     hf,
     part,
@@ -20,29 +21,19 @@ from lightning_effnn.recipes.benchmarks._trace_zoo import (
 )
 
 WIDTH, HIDDEN = 32, 64
-COMMON: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": HIDDEN,
-}
+COMMON: Settings = {
+    "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": HIDDEN}  # fmt: skip
 VIT = COMMON | {"image_size": 32, "patch_size": 8}
 TEXT = COMMON | {"vocab_size": 100, "max_position_embeddings": 32}
-STAGES: dict[str, Any] = {
-    "embed_dim": 16,
-    "depths": [2, 2],
-    "num_heads": [2, 4],
-    "window_size": 4,
-    "image_size": 32,
-    "patch_size": 2,
-}
-RESNET: dict[str, Any] = {
-    "embedding_size": 8, "hidden_sizes": [8, 16, 32, 32], "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-          "out_features": ["stage2", "stage3", "stage4"]}  # fmt: skip
-DETECTOR: dict[str, Any] = {"d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": HIDDEN,
-            "decoder_ffn_dim": HIDDEN, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-            "num_queries": 5}  # fmt: skip
+STAGES: Settings = {
+    "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
+    "patch_size": 2}  # fmt: skip
+RESNET: Settings = {
+    "embedding_size": 8, "hidden_sizes": [8, 16, 32, 32], "depths": [1, 1, 1, 1], "layer_type": "basic",
+    "out_features": ["stage2", "stage3", "stage4"]}  # fmt: skip
+DETECTOR: Settings = {
+    "d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": HIDDEN, "decoder_ffn_dim": HIDDEN,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 5}  # fmt: skip
 LATENTS = 6
 
 
@@ -98,10 +89,10 @@ def _classifiers() -> list[Entry]:
 
 def _dense() -> list[Entry]:
     backbone = ("transformers.ResNetConfig", RESNET)
-    plain = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+    plain: Settings = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
     swin = ("transformers.SwinConfig", STAGES | {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "embed_dim": 8,
             "out_features": ["stage1", "stage2", "stage3", "stage4"]})  # fmt: skip
-    deformable = {
+    deformable: Settings = {
         "num_feature_levels": 3,
         "disable_custom_kernels": True,
         "two_stage_num_proposals": 5,
@@ -163,8 +154,11 @@ def _captioned(**more: Any) -> Callable[[int], Batch]:
 
 
 def _with_words() -> list[Entry]:
-    two = {"text_config": TEXT, "vision_config": VIT, "projection_dim": 16}
-    queries = {"qformer_config": COMMON | {"vocab_size": 100, "encoder_hidden_size": WIDTH}, "vision_config": VIT}
+    two: Settings = {"text_config": TEXT, "vision_config": VIT, "projection_dim": 16}
+    queries: Settings = {
+        "qformer_config": COMMON | {"vocab_size": 100, "encoder_hidden_size": WIDTH},
+        "vision_config": VIT,
+    }
     llama = TEXT | {"model_type": "llama", "use_cache": False}
     return [
         hf("CLIPModel", _captioned(), **two),
@@ -202,7 +196,7 @@ def _owl(n: int) -> Batch:
     return {"input_ids": words(n, 8), "pixel_values": repeated(n, 3, 32, 32)}
 
 
-TIMM: dict[str, tuple[int, dict[str, Any]]] = {
+TIMM: dict[str, tuple[int, Settings]] = {
     "resnet10t": (64, {}),
     "resnext26ts": (64, {}),
     "legacy_seresnet18": (64, {}),
@@ -274,7 +268,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
 """Side of the image and what makes the network smaller; one of the most different kinds each."""
 
 
-def _timm(name: str, side: int, smaller: dict[str, Any]) -> Entry:
+def _timm(name: str, side: int, smaller: Settings) -> Entry:
     def build() -> Any:
         return part("timm.create_model")(name, pretrained=False, num_classes=10, **smaller)
 

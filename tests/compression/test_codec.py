@@ -64,7 +64,7 @@ def test_every_format_and_shape_comes_back_bit_for_bit(number_format, shape):
         assert same_bits(back, x)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(
     which=st.integers(0, len(FORMATS) - 1),
     shape=st.lists(st.integers(0, 9), max_size=4),
@@ -83,7 +83,7 @@ def test_a_declared_format_is_exact_whatever_else_is_rounded(which, shape, densi
     assert same_bits(back, x)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     dtype=st.sampled_from(sorted(DTYPES)),
     shape=st.lists(st.integers(0, 12), max_size=3),
@@ -177,14 +177,12 @@ def test_formats_are_a_few_bytes(number_format):
     assert len(data) <= 19
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=20))
 def test_any_bytes_are_a_format_or_an_error(data):
     with contextlib.suppress(ArtifactError):
         decode_format(Reader(data))
 
 
-@settings(deadline=None)
 @given(places=st.sets(st.integers(0, 5000), max_size=200))
 def test_positions_come_back_by_gaps_and_by_mask(places):
     places = np.array(sorted(places), dtype=np.int64)
@@ -194,7 +192,6 @@ def test_positions_come_back_by_gaps_and_by_mask(places):
     assert gaps.left == mask.left == 0
 
 
-@settings(deadline=None)
 @given(
     fields=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 20)), max_size=50), number=st.integers(0, 2**63 - 1)
 )
@@ -205,7 +202,6 @@ def test_small_pieces_come_back(fields, number):
     assert Reader(streams.varint(number)).varint() == number
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=200), st.integers(41, 60))
 def test_symbols_carry_their_own_table(symbols, alphabet):
     data = streams.encode_symbols(np.array(symbols, dtype=np.int64), alphabet)

@@ -33,7 +33,7 @@ def mse(a, b):
     alpha=st.sampled_from(["fit", "one"]),
     separation=st.sampled_from([0.0, 2.0, math.inf]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_result_is_levels_of_its_format_and_zeros_stay(bits, cut, scale, assignment, alpha, separation):
     weight = pruned(20, 30, cut=cut, scale=scale)
     found = focus(weight, bits, separation, assignment, alpha=alpha)
@@ -166,7 +166,7 @@ def test_two_constants_are_hit():
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_finite_weight_is_taken(values):
     found = focus(torch.tensor(values), separation=0.0)
     assert torch.equal(found.format.decode(found.codes), found.weight)

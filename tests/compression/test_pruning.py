@@ -13,7 +13,7 @@ def net():
 
 
 @given(st.floats(0, 0.99), st.sampled_from(["dns", "magnitude"]), st.sampled_from(["lamp", "global", "layer"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_asked_share_is_cut(sparsity, method, scope):
     model = net()
     report = prune_model_(model, sparsity, method, scope)

@@ -22,7 +22,7 @@ def best_frequencies(symbols, alphabet):
     return rans.quantize_frequencies(counts, 16)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     symbols=st.lists(st.integers(0, 6), max_size=300),
     bits=st.integers(3, 16),

@@ -61,7 +61,7 @@ def test_a_linear_layer_is_exact(fmt, shape):
     groups=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_convolution_is_exact(fmt, kernel, stride, padding, dilation, groups, seed):
     codes, x = codes_of(fmt, (8, 4 // groups, *kernel), seed), integers((2, 4, 9, 8), seed)
     weights, scale = weights_of(codes, fmt)

@@ -97,7 +97,7 @@ def test_small_formats_round_trip_without_a_cast(fmt):
 
 
 @given(x=tensors(), y=tensors(torch.float64), fmt=st.sampled_from(FORMATS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_round_trip_holds_for_any_finite_number(x, y, fmt):
     for t in (x, y):
         assert same(fmt.decode(fmt.encode(t)).to(t.dtype), fmt.quantize(t))
@@ -110,7 +110,6 @@ def test_every_code_round_trips(fmt):
 
 
 @given(code=st.integers(0, 2**32 - 1), fmt=st.sampled_from([f for f in FORMATS if 16 < f.bits <= 35]))
-@settings(deadline=None)
 def test_any_code_of_a_wide_format_round_trips(code, fmt):
     codes = torch.tensor([code % 2**fmt.bits])
     refused = fmt._refused(codes)
@@ -126,7 +125,7 @@ def test_distinct_codes_are_distinct_levels(fmt):
 
 
 @given(x=tensors(torch.float64), fmt=st.sampled_from(FORMATS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_quantising_twice_is_quantising_once(x, fmt):
     once = fmt.quantize(x)
     assert same(fmt.quantize(once), once)

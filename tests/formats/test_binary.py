@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_effnn.formats import Binary
@@ -11,7 +11,6 @@ values = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 
 
 @given(v=values, scale=st.sampled_from([1.0, 0.5, 0.1, 7.3]))
-@settings(deadline=None)
 def test_levels_are_the_sign_times_the_scale(v, scale):
     x = torch.tensor(v)
     expected = torch.where(x < 0, -1.0, 1.0) * scale
@@ -26,7 +25,6 @@ def test_the_gradient_passes_up_to_the_scale():
 
 
 @given(v=values)
-@settings(deadline=None)
 def test_the_fitted_scale_has_the_least_squared_error(v):
     x = torch.tensor(v, dtype=torch.float64)
     best = Binary().fit(x)

@@ -37,7 +37,11 @@ def two_layers():
     return model
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), copy.copy], ids=str)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), copy.copy],
+    ids=["deepcopy", "pickle", "copy"],
+)
 def test_a_copy_of_the_module_keeps_its_declarations(copied):
     assert declared_formats(copied(two_layers())) == {"0.weight": FOCUS5, "2.weight": POW2}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_effnn.formats import FixedPoint
@@ -16,7 +16,6 @@ values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20)
 
 
 @given(bits=widths, scale=scales, signed=st.booleans(), v=values)
-@settings(deadline=None)
 def test_numbers_and_gradients_are_those_of_torch_fake_quantize(bits, scale, signed, v):
     fmt = FixedPoint(bits, scale=scale, signed=signed)
     ours = torch.tensor(v, requires_grad=True)
@@ -30,7 +29,6 @@ def test_numbers_and_gradients_are_those_of_torch_fake_quantize(bits, scale, sig
 
 
 @given(bits=widths, scale=scales, signed=st.booleans(), v=values)
-@settings(deadline=None)
 def test_the_error_is_at_most_half_a_step_inside_the_range(bits, scale, signed, v):
     fmt = FixedPoint(bits, scale=scale, signed=signed)
     low, high = fmt.integer_range
@@ -40,7 +38,6 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(bits, scale, signed, 
 
 
 @given(bits=st.sampled_from([8, 16, 32]), signed=st.booleans(), v=values)
-@settings(deadline=None)
 def test_codes_are_the_twos_complement_of_numpy_integers(bits, signed, v):
     fmt = FixedPoint(bits, signed=signed)
     x = torch.tensor(v, dtype=torch.float64)
@@ -49,7 +46,6 @@ def test_codes_are_the_twos_complement_of_numpy_integers(bits, signed, v):
 
 
 @given(bits=widths, signed=st.booleans(), v=values, dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(deadline=None)
 def test_a_fitted_format_neither_saturates_nor_wastes_range(bits, signed, v, dtype):
     x = torch.tensor(v, dtype=dtype)
     x = x.abs() if not signed else x

@@ -69,7 +69,7 @@ def test_float64_is_rounded_once(fmt, dtype):
     layout=st.tuples(st.integers(2, 10), st.integers(1, 52), st.just(True))
     | st.tuples(st.integers(2, 7), st.integers(1, 52), st.just(False)),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_layout_rounds_as_exact_arithmetic_does(value, layout):
     fmt = FloatingPoint(layout[0], layout[1], infinities=layout[2])
     exponent = max(torch.frexp(torch.tensor(value, dtype=torch.float64)).exponent.item() - 1, 1 - fmt.bias)

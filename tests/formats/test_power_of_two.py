@@ -21,7 +21,7 @@ def levels_by_hand(fmt: PowerOfTwo) -> np.ndarray:
 
 
 @given(fmt=formats, data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_level_is_the_nearest_and_ties_go_to_the_larger_magnitude(fmt, data):
     exponents = st.integers(max(fmt.exponents[0] - 3, -149), min(fmt.max_exponent + 3, 127))
     near_levels = st.builds(
@@ -71,7 +71,6 @@ def test_small_negative_numbers_become_plain_zero():
 
 
 @given(st.floats(2.0**-120, 2.0**120, width=32), st.integers(2, 8))
-@settings(deadline=None)
 def test_a_fitted_format_has_the_nearest_power_to_the_peak_and_does_not_saturate(peak, bits):
     x = torch.tensor([peak, -peak / 3, 0.0], requires_grad=True)
     fmt = PowerOfTwo(bits).fit(x)

@@ -46,7 +46,7 @@ def numbers_near(fmt, data):
 
 
 @given(fmt=formats)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_levels_are_those_of_the_definition(fmt):
     expected = (fmt.scale * levels_by_hand(fmt)).astype(np.float32)
     assert np.array_equal(np.array(fmt.levels, np.float32), expected)
@@ -60,7 +60,7 @@ def test_five_bits_are_eighteen_levels_and_zero():
 
 
 @given(fmt=formats, data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_level_is_the_nearest(fmt, data):
     x = numbers_near(fmt, data)
     levels = np.array(fmt.levels)
@@ -72,7 +72,7 @@ def test_the_level_is_the_nearest(fmt, data):
 
 
 @given(fmt=formats)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_code_round_trips_and_is_the_smallest_of_its_level(fmt):
     codes = torch.arange(2**fmt.bits)
     codes = codes[~fmt._refused(codes)]
@@ -94,7 +94,7 @@ def test_every_code_round_trips_and_is_the_smallest_of_its_level(fmt):
 
 
 @given(fmt=formats, data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_assigned_numbers_get_the_nearest_level_of_their_mean_and_zeros_stay(fmt, data):
     x = numbers_near(fmt, data)
     chosen = np.array(data.draw(st.lists(st.booleans(), min_size=x.size, max_size=x.size)))
@@ -114,7 +114,7 @@ def test_assigned_numbers_get_the_nearest_level_of_their_mean_and_zeros_stay(fmt
 
 
 @given(fmt=formats)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_levels_are_exact_sums_of_two_powers_of_two(fmt):
     if fmt.scale == 1:
         parts = itertools.product((fmt.mean_negative, fmt.mean_positive), fmt.exponents, (-1, 1))

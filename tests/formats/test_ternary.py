@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_effnn.formats import Ternary
@@ -12,7 +12,6 @@ values = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 
 
 @given(v=values, scale=st.sampled_from([1.0, 0.5, 0.25, 8.0]))
-@settings(deadline=None)
 def test_the_default_threshold_gives_the_nearest_level(v, scale):
     x = np.array(v, dtype=np.float32)
     levels = np.array([0.0, -scale, scale])  # zero first: argmin then gives it the ties
@@ -49,7 +48,6 @@ def test_a_fit_is_close_to_the_best_scale_and_threshold():
 
 
 @given(v=values)
-@settings(deadline=None)
 def test_anything_finite_can_be_fitted(v):
     fmt = Ternary().fit(torch.tensor(v))
     assert 0 <= fmt.threshold < fmt.scale

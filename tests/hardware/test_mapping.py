@@ -72,7 +72,7 @@ layers = st.builds(
 
 
 @given(layers, st.sampled_from(CHIPS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_mapping_runs_every_loop_and_moves_every_element(operation, chip):
     accelerator = Accelerator.from_preset(chip)
     problem = Problem.of(operation, accelerator)
@@ -96,7 +96,7 @@ def test_a_mapping_runs_every_loop_and_moves_every_element(operation, chip):
 
 
 @given(layers)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_larger_buffers_never_cost_more_energy(operation):
     chip = Accelerator.from_preset("tpu_like")
     larger = replace(

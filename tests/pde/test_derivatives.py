@@ -52,7 +52,7 @@ def test_networks(activation, dim, wanted):
     same(mlp(dim, activation), dim, wanted)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=3))
 def test_any_mixed_derivative(wanted):
     same(mlp(3, nn.Tanh(), width=5), 3, wanted)

@@ -33,7 +33,7 @@ def fixed(bits, scale, signed=True):
 
 class TestLevels:
     @given(x=tensors, bits=widths, source=st.sampled_from(SOURCES))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_levels_are_those_of_the_format_bit_for_bit(self, x, bits, source):
         quantizer = TensorQuantizer(bits, scale=source)
         levels = quantizer(x)
@@ -45,14 +45,14 @@ class TestLevels:
         assert levels.unique().numel() <= 2**bits
 
     @given(x=tensors, bits=widths, scale=st.floats(2**-10, 1024, width=32), signed=st.booleans())
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_quantising_twice_with_one_scale_changes_nothing(self, x, bits, scale, signed):
         quantizer = fixed(bits, scale, signed)
         once = quantizer(x)
         assert torch.equal(quantizer(once), once)
 
     @given(x=tensors, bits=widths, scale=st.floats(0.015625, 128, width=32), signed=st.booleans())
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_the_gradient_is_the_identity_inside_the_range_and_zero_outside(self, x, bits, scale, signed):
         x.requires_grad_()
         upstream = torch.randn_like(x)
@@ -166,7 +166,7 @@ class TestScale:
             assert error < whole
 
     @given(x=tensors.filter(lambda x: bool((x != 0).any())), bits=st.sampled_from([2, 4, 8]))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_no_step_of_the_grid_loses_less(self, x, bits):
         low, high = FixedPoint(bits).integer_range
         (step,), _ = least_error_scale(x.reshape(1, -1), low, high)

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from lightning_effnn.cli.main import main
+from lightning_effnn.recipes.sponge import seq2seq_numbers
 
 
 @pytest.mark.trains
@@ -49,6 +50,8 @@ def test_cost(tmp_path, monkeypatch, capsys):
 
 def test_numbers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(seq2seq_numbers, "_NATURAL", 300)
+    monkeypatch.setattr(seq2seq_numbers, "_TIMED", 2)
     arguments = ["run", "sponge/seq2seq_numbers", "--epochs", "1", "--size", "600", "--limit", "40", "--pool", "8",
                  "--generations", "3"]  # fmt: skip
     with warnings.catch_warnings():

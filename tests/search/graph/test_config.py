@@ -24,7 +24,7 @@ blocks = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(blocks, min_size=1, max_size=3), bits)
 def test_yaml_and_back_is_the_same(chosen, input_a):
     config = GraphNetConfig(9, tuple(chosen), input_a=input_a, dropout=0.25)
