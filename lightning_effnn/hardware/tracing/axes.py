@@ -153,7 +153,7 @@ def locate(shape: Sequence[int], strides: Sequence[int], axis: Axis) -> Spot:
     found: list[tuple[int, int, int]] = []
     rows = 1
     for dim, (extent, step) in enumerate(zip(shape, strides, strict=True)):
-        if extent == 1 or step == 0 or step >= stride * size:
+        if extent <= 1 or step == 0 or step >= stride * size:
             continue
         if step >= stride:
             covered, each = min(extent, -(-size * stride // step)), 1

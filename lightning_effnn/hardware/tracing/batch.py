@@ -139,15 +139,15 @@ def _along(tensors: tuple[Tensor, ...], dim: int, inferences: int | None) -> Bat
 
 
 def _graphs(tensors: tuple[Tensor, ...], graph: Any, inferences: int | None) -> Batch:
-    inside = [(key, t) for store in graph.stores for key, t in store.items() if isinstance(t, Tensor)]
-    every = tensors + tuple(t for _, t in inside)
+    inside = [(key, t, store) for store in graph.stores for key, t in store.items() if isinstance(t, Tensor)]
+    every = tensors + tuple(t for _, t, _ in inside)
     number = inferences or int(getattr(graph, "num_graphs", 1) or 1)
     if number == 1:
         return Batch(every, 1, graph=True)
     labels: dict[int, Label] = {number: Label(number, True)}
     batch = Batch(every, number, main=labels[number])
-    for key, t in inside:
-        dim = graph.__cat_dim__(key, t)
+    for key, t, store in inside:
+        dim = graph.__cat_dim__(key, t, store)
         if isinstance(dim, int) and t.dim() and t.layout is torch.strided:
             size = t.shape[dim]
             batch.axes.append((t, dim % t.dim(), labels.setdefault(size, Label(size, True))))

@@ -308,7 +308,7 @@ def _learn(func: Any) -> _Kind:
             name=known,
             composite=is_composite(func),
             free=free,
-            view=func.is_view,
+            view=func.is_view or torch.Tag.inplace_view in func.tags,  # the memory stays what it was
             handler=handler,
             arguments=tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments),
             writes=tuple(a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write),

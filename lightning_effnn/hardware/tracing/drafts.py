@@ -162,9 +162,11 @@ class Deployment:
                 batch = [entry for entry in axes if entry[0].verdict]
                 held = batch if len(batch) > len(held) else held
             above, below = number, 1
-            for _, whole, rows in held:
-                above *= whole * self.batch_size
-                below *= rows * (self.inferences or self.batch_size)
+            for label, whole, rows in held:
+                if not _all_have(label, rows):
+                    above, below = above * whole, below * rows
+                above *= self.batch_size
+                below *= self.inferences or self.batch_size
             total += above // below if above % below == 0 else Fraction(above, below)
         return math.ceil(total)
 
@@ -176,8 +178,10 @@ class Deployment:
             above, below = extents[name], 1
             for label, factor, divisor, whole in axes:
                 if label.verdict:
-                    above *= factor * (self.batch_size if whole else 1)
-                    below *= divisor * ((self.inferences or self.batch_size) if whole else 1)
+                    if not _all_have(label, divisor):
+                        above, below = above * factor, below * divisor
+                    above *= self.batch_size if whole else 1
+                    below *= (self.inferences or self.batch_size) if whole else 1
             extents[name] = -(-above // below)
             if above % below:
                 exact *= Fraction(above, below * extents[name])
@@ -187,9 +191,14 @@ class Deployment:
         """How often it runs, where it is about a part of the batch only."""
         times: int | Fraction = draft.repeats
         for label, rows, whole, held in draft.share:
-            if label.verdict:
+            if label.verdict and not _all_have(label, rows):
                 times *= Fraction(rows, whole) if held else self.share
         return times
+
+
+def _all_have(label: Label, rows: int) -> bool:
+    """Whether that is a number of rows for each sample, such as one of two views that were put together."""
+    return rows % label.root.size == 0
 
 
 def finish(drafts: list[Draft], deployment: Deployment) -> tuple[Operation, ...]:

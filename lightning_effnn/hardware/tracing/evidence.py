@@ -30,23 +30,27 @@ def meet(call: Call, looked: Looked, where: str) -> None:
     key = _key(call)
     if key is None:
         return
-    groups: dict[Hashable, dict[int, list[Label]]] = {}
+    groups: dict[Hashable, dict[int, dict[int, Label]]] = {}  # by place, by indices a row, by tensor
+    ones: list[Label] = []
     opposed: dict[Hashable, list[Label]] = {}  # by the whole dimension, in which there may be more than the axis
     for number, (tensor, _, spots) in enumerate(looked):
         for spot in spots:
             for dim, rows, each in spot.dims:
                 at = key(number, tensor, dim)
                 if at is not None and rows == spot.axis.whole:
-                    groups.setdefault((at, rows), {}).setdefault(each, []).append(spot.label)
+                    groups.setdefault((at, rows), {}).setdefault(each, {})[number] = spot.label
                     opposed.setdefault((at, rows if at == "c" else tensor.shape[dim]), []).append(spot.label)
             if not spot.dims and spot.axis.whole == spot.axis.size == 1:  # in batches of one the place is unknown
-                groups.setdefault("one", {}).setdefault(0, []).append(spot.label)
+                ones.append(spot.label)
+    _join(ones)
     for by_each in groups.values():
         # Of two axes in one dimension the inner one has fewer indices a row: those that agree in that are the same.
         same = [alike for alike in by_each.values() if len(alike) > 1]
-        for labels in same or [[label for alike in by_each.values() for label in alike]]:
-            for label in labels[1:]:
-                label.join(labels[0])
+        every = [(number, label) for alike in by_each.values() for number, label in alike.items()]
+        if not same and len({number for number, _ in every}) == len(every):
+            same = [dict(every)]
+        for alike in same:
+            _join(list(alike.values()))
     for number, (tensor, record, spots) in enumerate(looked):
         held = {dim for spot in spots for dim, _, _ in spot.dims}
         if record is None or any(not spot.dims for spot in spots):
@@ -66,6 +70,11 @@ def meet(call: Call, looked: Looked, where: str) -> None:
                     _mix(label, where)
                 else:
                     label.refute()
+
+
+def _join(labels: Sequence[Label]) -> None:
+    for label in labels[1:]:
+        label.join(labels[0])
 
 
 def look_up(call: Call, looked: Looked, where: str) -> None:
@@ -96,7 +105,8 @@ def _join_indices(call: Call, looked: Looked, indices: Looked) -> None:
     first = call.get("indices")[0] if call.name in ("index", "_unsafe_index", "index_put") else None
     for tensor, _, spots in indices:
         for spot in spots:
-            if mine and tensor is first and spot.label.verdict is None and spot.rows == mine[0].size:
+            front = spot.dims[:1] and spot.dims[0][0] == 0
+            if mine and front and tensor is first and spot.label.verdict is None and spot.rows == mine[0].size:
                 spot.label.join(mine[0])
 
 

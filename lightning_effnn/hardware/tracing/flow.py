@@ -8,6 +8,7 @@ dimension of the same extent is, else the batch is somewhere in the result and t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -288,9 +289,8 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
         found: what it read.
         result: one of its results.
     """
-    axes: dict[int, Axis] = {}
     loose: list[Spot] = []
-    reached: dict[tuple[Label, int], int] = {}
+    most: dict[tuple[Label, int], tuple[int, Axis]] = {}
     rule = rule_of(call)
     plain = _is_plain(result)
     if rule is into and any(spot.label.verdict for spot in found[0][2]):
@@ -300,16 +300,18 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
             if not spot.dims or not plain:
                 loose.append(spot)
                 continue
-            for dim, rows, each in dims_reached(rule, call, number, source, spot, result):
-                if dim is None:
-                    loose.append(spot)
-                    continue
-                if reached.setdefault((spot.label.root, dim), number) != number:
-                    continue  # the first tells where among that dimension's indices the rows are
-                axis = place(spot.label, result.shape, strides_of(result), dim, rows, spot.axis.whole, each)
-                if axis.stride in axes:  # one axis of the result: whatever it is, it is the same
-                    axis.label.join(axes[axis.stride].label)
-                axes.setdefault(axis.stride, axis)
+            went = list(dims_reached(rule, call, number, source, spot, result))
+            places = [(dim, rows, each) for dim, rows, each in went if dim is not None]
+            loose += [spot] * (len(went) - len(places))
+            for dim, rows, axis in _placed(spot, places, result):
+                key = (spot.label.root, dim)
+                if key not in most or most[key][0] < rows:  # who has most of it tells where its rows are
+                    most[key] = (rows, axis)
+    axes: dict[int, Axis] = {}
+    for _, axis in most.values():
+        if axis.stride in axes:  # one axis of the result: whatever it is, it is the same
+            axis.label.join(axes[axis.stride].label)
+        axes.setdefault(axis.stride, axis)
     if call.name in ("cat", "stack"):
         return _joined(call, found, result, tuple(axes.values()))
     if rule is indexed and plain and not loose:
@@ -331,6 +333,22 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
         lost = lost or not found_it
         kept.append(axis)
     return tuple(kept), lost
+
+
+def _placed(spot: Spot, places: list[tuple[int, int, int]], result: Tensor) -> Iterator[tuple[int, int, Axis]]:
+    """The axis of a result that a spot becomes: its first dimension there, rows covered, and the axis."""
+    shape, strides = result.shape, strides_of(result)
+    if len(spot.dims) == 1 or not places:
+        for dim, rows, each in places:
+            yield dim, rows, place(spot.label, shape, strides, dim, rows, spot.axis.whole, each)
+        return
+    (first, rows, each), last = places[0], places[-1]
+    nested = all(strides[d] == strides[inner] * shape[inner] for (d, _, _), (inner, _, _) in pairwise(places))
+    if nested and len(places) == len(spot.dims):  # rows in several dimensions are still one axis
+        yield first, spot.rows, Axis(spot.label, strides[last[0]] * last[2], spot.rows, spot.axis.whole)
+    else:
+        whole = max(rows, spot.axis.whole * rows // spot.rows)
+        yield first, rows, place(spot.label, shape, strides, first, rows, whole, each)
 
 
 def made_from_sizes(call: Call, result: Tensor, sizes: frozenset[int]) -> tuple[Axis, ...]:
