@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "devices"
+LONG = {f"test_{name}_elsewhere.py" for name in ("callbacks", "pde", "robustness", "search")}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def files():
+    for name in sorted(path.name for path in FOLDER.glob("test_*.py")):
+        yield pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+
+
+@pytest.mark.parametrize("name", list(files()))
 def test_mechanisms_run_where_their_inputs_are(name):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)]
     environment = os.environ | {"EFFNN_PRETEND_DEVICE": "1"}
