@@ -15,7 +15,6 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import attach_recorded_, quantize_activations_, record
 from lightning_effnn.compression.finish import bake_, round_others_
-from lightning_effnn.compression.layer import entropy_bits
 from lightning_effnn.compression.mixture import Mixture
 from lightning_effnn.compression.plots import weight_figure
 from lightning_effnn.compression.projector import Projector
@@ -88,25 +87,25 @@ def test_projector(method, dtype, device):
             projector.prune(sparsity)
             projector.quantize(fraction)
             model(torch.ones(2, 30, dtype=dtype, device=model[0].weight.device)).sum().backward()
-            projector.learn_alpha(0.01)
-            projector.restore()
+            projector.restore(lr=0.01)
             optimizer.step()
             projector.capture()
         projector.settle()
         again = Projector(copy.deepcopy(model), method=method)
         again.load_state_dict(projector.state_dict())
-        assert again.figures() == pytest.approx(projector.figures())
+        assert again.sparsity == pytest.approx(projector.sparsity, abs=1e-3)
         moved = {k: v for k, v in projector.state_dict().items()}
         moved["layers"] = {
             name: {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in layer.items()}
             for name, layer in moved["layers"].items()
         }
-        moved["thresholds"] = [threshold.cpu() for threshold in moved["thresholds"]]
         again.load_state_dict(moved)  # read onto the CPU, as checkpoints are
         again.restore()
         again.capture()
-        assert entropy_bits(again.layers[0]) > 0
         weight_figure(projector)
+        model.cpu()  # as a Trainer does before the last hooks of a fit
+        assert not projector.finish()
+        assert projector.layers[0].latent.device.type == "cpu"
     torch.testing.assert_close(models[1][0].weight.detach().cpu(), models[0][0].weight.detach(), atol=2e-2, rtol=0.1)
 
 
