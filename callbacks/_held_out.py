@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn._random import random_state_kept
+
 
 class HeldOut:
     """Batches of the first validation loader, over and over; without one, the training batch at hand.
@@ -33,7 +35,7 @@ class HeldOut:
         """Return the next batch, on the model's device."""
         if self._loader is None:
             return training_batch
-        with torch.random.fork_rng(devices=[]):  # a loader's iterator draws a seed
+        with random_state_kept():  # a loader's iterator draws a seed
             if self._batches is None:
                 self._batches = islice(iter(self._loader), self.position % len(self._loader), None)
             batch = next(self._batches, None)
@@ -91,9 +93,8 @@ def _unnoticed(pl_module: Any, seed: int) -> Iterator[None]:
     modes = [(module, module.training) for module in pl_module.modules()]
     metrics = [(module, _metric_state(module)) for module in pl_module.modules() if _is_metric(module)]
     muted = {name: _nothing for name in ("log", "log_dict") if name not in pl_module.__dict__}
-    device = next(iter(pl_module.parameters())).device
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(random_state_kept(p.device for p in pl_module.parameters()))
         stack.enter_context(torch.no_grad())
         torch.manual_seed(seed)
         pl_module.__dict__.update(muted)

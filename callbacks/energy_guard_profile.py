@@ -140,8 +140,8 @@ class EnergyGuardProfile(Callback):
             f" density of {self._limits['most_density']:.3f}"
         )
         if self.path is not None and trainer.is_global_zero:
-            limits = {name: torch.tensor(self._limits[name]) for name in _LIMITS[:2]}
-            limits["profiled"] = torch.tensor(seen)
+            limits = {name: torch.tensor(self._limits[name], device="cpu") for name in _LIMITS[:2]}
+            limits["profiled"] = torch.tensor(seen, device="cpu")
             write_whole(self.path, lambda beside: save_file(limits, beside))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

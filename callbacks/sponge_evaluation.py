@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.console import Console
 
+from lightning_effnn._random import random_state_kept
 from lightning_effnn.callbacks._refusals import check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder
 from lightning_effnn.formats.tagging import aside
@@ -96,8 +97,7 @@ class SpongeEvaluation(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or (epoch % self.every_n_epochs and not last):
             return
         # a loader's iterator and attacks draw random numbers; attacks need gradients, also in a validation
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), aside():
+        with random_state_kept([pl_module.device]), torch.inference_mode(False), torch.enable_grad(), aside():
             self.report = evaluate(
                 pl_module, self._batches(trainer), self.accelerator, self.attacks, self.eps, self.limit, self.steps,
                 self.low, self.high,

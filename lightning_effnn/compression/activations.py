@@ -91,8 +91,7 @@ def _quantizer(bits: int, signed: bool, scale: float) -> TensorQuantizer:
     if not isinstance(signed, bool) or not isinstance(scale, float) or not 0.0 < scale < float("inf"):
         raise ValueError(f"[{bits!r}, {signed!r}, {scale!r}] is no width, sign and scale")
     quantizer = TensorQuantizer(bits, signed=signed)
-    state = quantizer.state_dict()
-    quantizer.load_state_dict(
-        state | {"scale": torch.tensor(scale), "initialised": torch.tensor(True), "is_signed": torch.tensor(signed)}
-    )
+    known = {"scale": scale, "initialised": True, "is_signed": signed}
+    state = {name: torch.tensor(value, device="cpu") for name, value in known.items()}
+    quantizer.load_state_dict(quantizer.state_dict() | state)
     return quantizer

@@ -304,7 +304,7 @@ class _Sums:
 def _best_plain(bits: int, sums: _Sums) -> tuple[PowerOfTwo, float]:
     peak = PowerOfTwo(bits)
     if sums.peak:
-        peak = peak.fit(torch.tensor([min(sums.peak, 3e38)], dtype=torch.float64))
+        peak = peak.fit(torch.tensor([min(sums.peak, 3e38)], dtype=torch.float64, device="cpu"))
     best = peak, math.inf
     for step in _PEAK_STEPS:
         try:
@@ -370,7 +370,7 @@ def _sampled(
 ) -> tuple[Tensor, RecentralizedPowerOfTwo]:
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     # Drawn on the CPU: the same numbers whatever the device of the weights.
-    draws = torch.rand(weight.shape, generator=generator).to(weight.device)
+    draws = torch.rand(weight.shape, generator=generator, device=generator.device).to(weight.device)
     component = draws < mixture.posterior(weight)
     for _ in range(_SAMPLED_ROUNDS if alpha == "fit" else 0):
         levels = number_format.quantize_assigned(weight, component).double()

@@ -89,7 +89,7 @@ def decode_format(reader: Reader) -> NumberFormat:
 
 def codes_of(number_format: NumberFormat) -> Array:
     """Return all codes that the format gives, rising, int64."""
-    codes = torch.arange(1 << number_format.bits)
+    codes = torch.arange(1 << number_format.bits, device="cpu")
     refused = number_format._refused(codes)
     return codes.numpy() if refused is None else codes[~refused].numpy()
 

@@ -65,6 +65,18 @@ class Layer:
             self._project(latent, mask, into, rounder)
         return out
 
+    def follow(self) -> None:
+        """Go to the parameter's device: a Trainer takes a model off its device before the last hooks of a fit."""
+        device = self.site.parameter.device
+        if self.latent.device == device:
+            return
+        self.latent, self.mask = self.latent.to(device), self.mask.to(device)
+        self.threshold, alpha, self._written, self._sum = (
+            None if tensor is None else tensor.to(device)
+            for tensor in (self.threshold, self.alpha, self._written, self._sum)
+        )
+        self.take_format(self.format, alpha)
+
     # what stands in the parameter
 
     def restore(self) -> None:
@@ -104,7 +116,8 @@ class Layer:
         version, but shows in the sums, unless it only exchanges neighbours. The second may be False for large numbers.
         """
         parameter = self.site.parameter
-        finite = torch.ones((), dtype=torch.bool) if self._sum is None else self._sum.isfinite()
+        known = torch.ones((), dtype=torch.bool, device=parameter.device)
+        finite = known if self._sum is None else self._sum.isfinite()
         if self._written is None or parameter._version != self._version:
             return torch.stack([torch.zeros_like(finite), finite])
         return torch.stack([(_fingerprint(parameter.detach()) == self._written).all(), finite])

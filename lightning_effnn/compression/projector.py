@@ -262,6 +262,8 @@ class Projector:
         Raises:
             ValueError: a weight is not finite; its name and the step are given.
         """
+        for layer in self.layers:
+            layer.follow()
         self.capture()
         taken = [layer for layer in self.layers if layer.take()]
         self.check_finite()

@@ -58,7 +58,7 @@ def bytes_of(x: Tensor) -> Array:
 def from_bytes(raw: Array, dtype: torch.dtype) -> Tensor:
     """Return the tensor, shape (elements,), whose memory is that of ``raw``, any array."""
     if raw.size == 0:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     return torch.from_numpy(np.array(raw, order="C").reshape(-1).view(np.uint8)).view(dtype)
 
 

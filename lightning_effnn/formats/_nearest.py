@@ -111,7 +111,7 @@ def find_nearest(levels: Sequence[float], cell: float, scale: float, answers: Te
     first, last = levels[0] / cell - 1, levels[-1] / cell
     cells = int(last - first) + 1
     if cells > _MAX_CELLS:
-        return Search(answers, torch.tensor(middles, dtype=torch.float64).to(answers.device), 1.0 / scale)
+        return Search(answers, torch.tensor(middles, dtype=torch.float64, device=answers.device), 1.0 / scale)
     edges = [first, *(middle / cell for middle in middles), last + 1, last + 2]
-    widths = torch.tensor([int(b - a) for a, b in pairwise(edges)]).to(answers.device)
+    widths = torch.tensor([int(b - a) for a, b in pairwise(edges)], device=answers.device)
     return Cells(answers.repeat_interleave(widths, output_size=cells + 1), first, last, 1.0 / (scale * cell))

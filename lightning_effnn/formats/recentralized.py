@@ -222,11 +222,11 @@ class RecentralizedPowerOfTwo(NumberFormat):
     def _lookup(self, component: int, codes: bool, device: torch.device) -> Cells | Search:
         values, names = _distinct(self, component)
         if codes:
-            answers = torch.tensor([*names, 0])
+            answers = torch.tensor([*names, 0], device=device)
         else:
-            answers = torch.tensor([self.scale * value for value in values] + [math.nan], dtype=torch.float64).float()
+            answers = _float32([self.scale * value for value in values] + [math.nan], device)
         # Levels are multiples of the smallest power, so what separates them is a multiple of half of it.
-        return find_nearest(values, 2.0 ** (self._smallest - 1), self.scale, answers.to(device))
+        return find_nearest(values, 2.0 ** (self._smallest - 1), self.scale, answers)
 
     @property
     def _smallest(self) -> int:
@@ -238,12 +238,17 @@ class RecentralizedPowerOfTwo(NumberFormat):
         levels = [0.0] * (1 << self.bits)
         for value, code in zip(*_distinct(self, -1), strict=True):
             levels[code] = self.scale * value
-        return torch.tensor(levels, dtype=torch.float64).float().to(codes.device)[codes]
+        return _float32(levels, codes.device)[codes]
 
     def _refused(self, codes: Tensor) -> Tensor:
         names = _distinct(self, -1)[1]
         refused = torch.tensor([code not in names for code in range(1 << self.bits)], device=codes.device)
         return refused[codes.clamp(0, (1 << self.bits) - 1)]
+
+
+def _float32(values: list[float], device: torch.device) -> Tensor:
+    """Numbers rounded on the host, for not every device has float64."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu").float().to(device)
 
 
 def _distinct(number_format: RecentralizedPowerOfTwo, component: int) -> _Levels:

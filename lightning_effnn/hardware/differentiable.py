@@ -92,4 +92,5 @@ class EnergyModel:
             storage = Storage(**{k: getattr(as_traced, k) if v is None else v[index] for k, v in given.items()})
             components, _, _ = mac_components(layer.operation, layer.mapping, self._chip, storage)
             total = total + sum(components.values()) * layer.operation.repeats
-        return torch.as_tensor(total) / 1e6
+        device = next((tensor.device for tensor in given.values() if tensor is not None), torch.device("cpu"))
+        return torch.as_tensor(total, device=device) / 1e6

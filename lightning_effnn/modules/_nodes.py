@@ -90,8 +90,3 @@ class Teacher:
 def step_seed(*numbers: int) -> int:
     """Return a seed that mixes the numbers, the same in every process."""
     return hash(tuple(numbers)) % 2**63
-
-
-def own_random_numbers(device: torch.device) -> Any:
-    """Return a context that gives the global random state back as it was."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

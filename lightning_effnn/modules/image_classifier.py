@@ -91,7 +91,7 @@ class ImageClassifier(L.LightningModule):
         if input_shape is not None:
             # Its own generator: whether a shape is given must not move the training's random numbers.
             generator = torch.Generator().manual_seed(0)
-            self.example_input_array = torch.rand(1, *input_shape, generator=generator)
+            self.example_input_array = torch.rand(1, *input_shape, generator=generator, device="cpu")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return class scores ``[B, num_classes]``."""

@@ -12,12 +12,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_effnn._random import random_state_kept
 from lightning_effnn.modules._nodes import (
     held_out,
     node_accuracy,
     node_loss,
     node_mask,
-    own_random_numbers,
     parameter_groups,
     step_seed,
 )
@@ -122,8 +122,8 @@ class LPGNAS(L.LightningModule):
         )  # fmt: skip
         self.architecture = Controller(self.space.architecture, seed=step_seed(seed, 1))
         self.quantization = Controller(self.space.quantization, seed=step_seed(seed, 2))
-        with own_random_numbers(torch.device("cpu")):
-            torch.manual_seed(step_seed(seed, 0))
+        with random_state_kept():
+            torch.default_generator.manual_seed(step_seed(seed, 0))  # torch.manual_seed would seed all devices
             self.net = SuperGraphNet(self.space)
         self.surrogate = AdditiveSurrogate(self.space.options, features=self.space.features())
         self.history: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ class LPGNAS(L.LightningModule):
         """One step of the weights; after the warm-up one of the controllers."""
         train, val = self._nodes(batch)
         done = (self.current_epoch + batch_idx / self.trainer.num_training_batches) / (self.trainer.max_epochs or 1)
-        with own_random_numbers(self.device):
+        with random_state_kept([self.device]):
             torch.manual_seed(step_seed(self.hparams["seed"], self.current_epoch, batch_idx))
             if train is not None:
                 self._step_weights(batch, train)

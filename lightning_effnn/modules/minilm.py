@@ -81,7 +81,7 @@ class MiniLMTokenizer:
 
     def __call__(self, texts: Iterable[str]) -> Tensor:
         """Return ids ``[N, T]`` int64, padded with 0 to the longest."""
-        rows = [torch.tensor(one.ids) for one in self._tokenizer.encode_batch(list(texts))]
+        rows = [torch.tensor(one.ids, device="cpu") for one in self._tokenizer.encode_batch(list(texts))]
         return pad_sequence(rows, batch_first=True, padding_value=0)
 
     def lengths(self, texts: Iterable[str]) -> list[int]:

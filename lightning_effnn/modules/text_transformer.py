@@ -68,7 +68,7 @@ class TextTransformer(nn.Module):
             nn.init.normal_(table.weight, std=hidden_channels**-0.5)
         with torch.no_grad():
             self.embedding.weight[0] = 0
-        self.example_input_array = torch.arange(1, max_length + 1).remainder(vocab_size).unsqueeze(0)
+        self.example_input_array = torch.arange(1, max_length + 1, device="cpu").remainder(vocab_size)[None]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return class scores ``[B, num_classes]`` of token ids ``[B, T]``, each row with a token that is not 0."""

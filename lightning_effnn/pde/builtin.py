@@ -27,7 +27,7 @@ from lightning_effnn.pde.derivatives import nested
 from lightning_effnn.pde.geometry import Box
 from lightning_effnn.pde.indices import Indices
 from lightning_effnn.pde.names import Coordinates
-from lightning_effnn.pde.problem import Problem
+from lightning_effnn.pde.problem import Problem, host_points
 from lightning_effnn.pde.smoothness import find_jump
 
 _SAME = 1e-6
@@ -94,7 +94,7 @@ class BuiltIn:
         if not callable(condition.value):
             return True
         domain, asked = self.domain, self.problem.terms[0].indices
-        unit = torch.rand(_LINES, len(domain.names), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        unit = host_points(_LINES, len(domain.names))
         low, high = unit.new_tensor(domain.low), unit.new_tensor(domain.high)
         for face, upper in faces:
             across = self._on(_Given(face, upper, condition), low + unit * (high - low))
@@ -135,9 +135,7 @@ class BuiltIn:
             return (new.upper, new.slope) != (old.upper, old.slope)
         if not isinstance(self.domain, Box) or new.slope or old.slope:
             return True  # shapes without faces have nothing but a beginning
-        generator = torch.Generator().manual_seed(0)
-        unit = torch.rand(256, len(self.domain.names), generator=generator, dtype=torch.float64)
-        points = self.domain.interior(unit)
+        points = self.domain.interior(host_points(256, len(self.domain.names)))
         scale = max(float(self._value(one, self._on(one, points)).abs().max()) for one in (new, old))
         points = self._on(new, self._on(old, points))
         return bool((self._value(new, points) - self._value(old, points)).abs().max() <= _SAME * scale)

@@ -237,7 +237,7 @@ class Data(Condition):
 
     def check(self, domain: Domain) -> None:
         """Shapes have to fit."""
-        points, values = torch.as_tensor(self.points), torch.as_tensor(self.values)
+        points, values = (torch.as_tensor(part, device="cpu") for part in (self.points, self.values))
         if points.ndim != 2 or points.shape[1] != len(domain.names) or values.shape != points.shape[:1]:
             raise ValueError(
                 f"Data with points {list(points.shape)} and values {list(values.shape)}: "
@@ -246,12 +246,12 @@ class Data(Condition):
 
     def sample(self, domain: Domain, unit: Tensor) -> tuple[Tensor, Tensor]:
         """All of them, always."""
-        points = torch.as_tensor(self.points).to(unit)
+        points = torch.as_tensor(self.points, dtype=unit.dtype, device=unit.device)
         return points, torch.zeros_like(points)
 
     def residuals(self, fields: dict[str, FieldView], c: Coordinates, points: Tensor, normals: Tensor) -> list[Tensor]:
         """Difference to what was measured."""
-        return [self.target(fields) - torch.as_tensor(self.values).to(points)]
+        return [self.target(fields) - torch.as_tensor(self.values, dtype=points.dtype, device=points.device)]
 
 
 def order_in_time(condition: Initial, names: Sequence[str], coordinates: Sequence[str]) -> int | None:

@@ -85,7 +85,7 @@ class PositionalEncoding(Encoding):
             for k in range(max(count, 1) if axis in periodic else count):
                 rows.append([base * 2**k if a == axis else 0.0 for a in range(dim)])
                 levels.append(float(k))
-        frequencies = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), dim)
+        frequencies = torch.tensor(rows, dtype=torch.float64, device=torch.get_default_device()).reshape(len(rows), dim)
         if self.learnable:
             self.frequencies: Tensor = nn.Parameter(frequencies)
         else:
@@ -144,9 +144,8 @@ class FourierFeatures(Encoding):
         if periodic:
             raise ValueError("FourierFeatures can't close a periodic coordinate: use PositionalEncoding")
         generator = torch.Generator().manual_seed(self.seed)
-        frequencies = (
-            torch.randn(self.num_features, dim, generator=generator, dtype=torch.float64) * self.scale * math.pi / 2
-        )
+        drawn = torch.randn(self.num_features, dim, generator=generator, dtype=torch.float64, device="cpu")
+        frequencies = (drawn * self.scale * math.pi / 2).to(torch.get_default_device())
         if self.learnable:
             self.frequencies: Tensor = nn.Parameter(frequencies)
         else:

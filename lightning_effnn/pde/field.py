@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn._random import random_state_kept
 from lightning_effnn.pde.encodings import Encoding, PositionalEncoding
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -92,8 +93,9 @@ class Field(nn.Module):
             seed: of the weights.
         """
         dim = len(low)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        place = torch.get_default_device()
+        with random_state_kept(), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
             if isinstance(self.encoding, Encoding):
                 self.encoding.bind(dim, periodic)
                 width = self.encoding.features
@@ -112,7 +114,7 @@ class Field(nn.Module):
                     nn.init.zeros_(layer.bias)
         self.scale = Scale(low, high)
         self.layers = nn.Sequential(*layers)
-        self.double()
+        self.double().to(place)
 
     def features(self, x: Tensor) -> Tensor:
         """Scale and encode ``[N, d]``: what comes before the first layer."""
@@ -163,6 +165,7 @@ def encode(
         encoding.features, first.out_features, first.bias is not None, first.weight.device, first.weight.dtype
     )
     scale = Scale([-1.0] * dim if low is None else low, [1.0] * dim if high is None else high)
+    scale.to(first.weight.device)
     if not name:
         return nn.Sequential(scale, encoding, wider)
     parent, _, child = name.rpartition(".")

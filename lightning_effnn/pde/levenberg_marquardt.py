@@ -118,7 +118,7 @@ class LevenbergMarquardt(Optimizer):
             loss = before
         state["damping"] = damping
         state["kept"] = loss < before
-        return torch.tensor(loss, dtype=parameters[0].dtype)
+        return parameters[0].new_tensor(loss)
 
     @property
     def damping(self) -> float:
@@ -204,7 +204,8 @@ class _Products:
         self.transposed = self._flat(torch.autograd.grad(self.residual, parameters, self.probe, create_graph=True,
                                                          allow_unused=True))  # fmt: skip
         self.gradient = self._backward(self.residual.detach())
-        noise = torch.randn(self.residual.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        draw = torch.Generator().manual_seed(0)
+        noise = torch.randn(self.residual.shape, generator=draw, dtype=torch.float64, device="cpu")
         self.scale = float(self._backward(noise.to(self.residual)).square().mean()) or 1.0  # Hutchinson's estimate
 
     def _flat(self, gradients: Any) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_effnn.pde.conditions import Condition, Initial, Periodic
+from lightning_effnn.pde.conditions import Condition, Initial, Periodic, evaluate
 from lightning_effnn.pde.geometry import Domain
 from lightning_effnn.pde.indices import Derivative, Indices
 from lightning_effnn.pde.names import Coordinates, FieldView, Values
@@ -135,18 +135,19 @@ class Problem:
         """Return the reference at points: ``[N, fields]``."""
         if self.reference is None:
             raise ValueError("the problem has no reference solution")
-        out = self.reference(Coordinates(self.columns(points)))
+        c = Coordinates(self.columns(points))
+        out = self.reference(c)
         columns = [out] if isinstance(out, Tensor) else list(out)
         if len(columns) != len(self.fields):
             raise ValueError(f"the reference returns {len(columns)} fields: there are {', '.join(self.fields)}")
-        return torch.stack([torch.as_tensor(column).to(points).expand(len(points)) for column in columns], 1)
+        return torch.stack([evaluate(column, c, points) for column in columns], 1)
 
     def _probe(self, name: str, condition: Condition | None) -> Term:
         """Run a residual on random numbers, and note which derivatives it reads."""
         asked: set[Derivative] = set()
         dim = len(self.domain.names)
         generator = torch.Generator().manual_seed(0)
-        unit = torch.rand(256, dim, generator=generator, dtype=torch.float64)
+        unit = host_points(256, dim, generator)
         term = Term(name, condition, Indices.closure(dim, []), 1)
         points, normals = self.sample(term, unit)
         if not len(points):
@@ -156,11 +157,11 @@ class Problem:
         def get(derivative: Derivative) -> Tensor:
             asked.add(derivative)
             if derivative not in random:
-                random[derivative] = 0.5 + torch.rand(len(points), generator=generator, dtype=torch.float64)
+                random[derivative] = 0.5 + host_points(1, len(points), generator)[0]
             return random[derivative]
 
         views = [FieldView(field, self.domain.names, get) for field in self.fields]
-        unknowns = {u: torch.full((len(points),), start, dtype=torch.float64) for u, start in self.unknowns.items()}
+        unknowns = {u: points.new_full((len(points),), start) for u, start in self.unknowns.items()}
         try:
             parts = self.equations(term, views, Coordinates(self.columns(points) | unknowns), points, normals)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -204,3 +205,9 @@ class Problem:
     def initial_conditions(self) -> list[Initial]:
         """Those at the beginning of time."""
         return [c for c in self.conditions if isinstance(c, Initial)]
+
+
+def host_points(count: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return the same random numbers in [0, 1) on any machine, ``[count, dim]``: to try an equation on, on the host."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.rand(count, dim, generator=generator, dtype=torch.float64, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,8 +31,8 @@ class Unknowns(nn.Module):
         self.positive = {name for name, value in start.items() if value > 0}
         self.raw = nn.ParameterDict()
         for name, value in start.items():
-            raw = torch.tensor([value], dtype=torch.float64)
-            self.raw[name] = nn.Parameter(raw.log() if value > 0 else raw)
+            raw = math.log(value) if value > 0 else value
+            self.raw[name] = nn.Parameter(torch.tensor([raw], dtype=torch.float64))
 
     def columns(self, count: int, tape: Tape | None = None) -> dict[str, Tensor]:
         """Return each as ``[count]``."""

@@ -58,7 +58,7 @@ def find_jump(function: Callable[[Tensor], Tensor], start: Tensor, axis: int, hi
 
     def cells(line: Tensor, low: float, high: float, count: int) -> tuple[Tensor, Tensor]:
         """Middles of cells, and the derivatives there, ``[order + 2, count]``."""
-        middles = low + (high - low) * (torch.arange(count, dtype=line.dtype) + 0.5) / count
+        middles = low + (high - low) * (torch.arange(count, dtype=line.dtype, device=line.device) + 0.5) / count
         points = line.repeat(count, 1)
         points[:, axis] = middles
         return middles, nested(lambda x: function(x)[:, None], points, indices)[:, :, 0].detach()

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_effnn._random import random_state_kept
+from lightning_effnn._threads import kept
 from lightning_effnn.quantization.hooks import hosts_of
 
 
@@ -17,7 +19,8 @@ from lightning_effnn.quantization.hooks import hosts_of
 def as_in_inference(model: nn.Module) -> Iterator[None]:
     """Put ``model`` in eval mode without gradients, with no product hidden in a fused kernel; then restore it.
 
-    Each module's own mode, buffers, the state of attached quantisers and of random numbers are what they were.
+    Each module's own mode, buffers, the state of attached quantisers and of random numbers are what they were. Modes
+    are shared: several threads may look at a model at once, but none train it meanwhile.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
     >>> with as_in_inference(model):
@@ -26,13 +29,11 @@ def as_in_inference(model: nn.Module) -> Iterator[None]:
     >>> model.training
     True
     """
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     quantizers = {id(q): q for _, host in hosts_of(model) for q in (host.quantizer, *(s.quantizer for s in host.swaps))}
     states = [(q, q.training, copy.deepcopy(q.state_dict())) for q in quantizers.values() if q is not None]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(random_state_kept(p.device for p in model.parameters()))
         if torch.backends.mha.get_fastpath_enabled():
             torch.backends.mha.set_fastpath_enabled(False)
             stack.callback(torch.backends.mha.set_fastpath_enabled, True)
@@ -44,12 +45,11 @@ def as_in_inference(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(kept(model.modules(), "training"))
         model.eval()
         try:
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for buffer, value in buffers:
                 buffer.copy_(value)
             for quantizer, mode, state in states:

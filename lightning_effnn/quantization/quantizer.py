@@ -102,11 +102,11 @@ class TensorQuantizer(nn.Module):
             raise ValueError(f"momentum must be in (0, 1], got {momentum!r}")
         self.bits, self.source, self.axis = bits, scale, axis
         self.given_sign, self.momentum = signed, momentum
-        start = torch.ones(() if axis is None else (1,), dtype=torch.float32)
+        shape = () if axis is None else (1,)
         if scale == "learned":
-            self.scale = nn.Parameter(start, requires_grad=bits != 32)
+            self.scale = nn.Parameter(torch.ones(shape, dtype=torch.float32), requires_grad=bits != 32)
         else:
-            self.register_buffer("scale", start)
+            self.register_buffer("scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("is_signed", torch.tensor(signed is not False))
         self._signed = signed is not False

@@ -69,26 +69,43 @@ class _Rounding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Return the gradients of ``x`` and of the scale."""
+        """Return the gradients of ``x`` and of the scale; that of ``x`` is sparse if what came is."""
         (x, scale), (gradient,), grid = ctx.saved_tensors, gradients, ctx.grid
-        to_x = to_scale = None
         with simulated():
-            ratio = _ratio(x, scale)
-            wide = gradient.to(ratio.dtype)
-            # One pass, several times faster on a CPU than comparisons and a selection. Not a product with a mask: an
-            # infinite gradient times zero would be NaN.
-            passed = torch.ops.aten.hardtanh_backward(wide, ratio, *_open_range(grid))
-            if ctx.needs_input_grad[0]:
-                to_x = passed.to(x.dtype)
-            if ctx.needs_input_grad[1]:
-                ratio = ratio.clamp(grid.low - 1, grid.high + 1)  # infinities would cancel to NaN below
-                integers = _integers_(ratio.clone(), grid)
-                if grid.binary:
-                    slope = integers.mul_(wide)
-                else:  # inside the range less the ratio, outside it the level alone
-                    slope = integers.sub_(ratio).mul_(wide).add_((wide - passed).mul_(ratio))
-                to_scale = slope.sum_to_size(scale.shape).to(scale.dtype)
+            if not gradient.is_sparse:
+                return *_gradients(x, scale, gradient, grid, ctx.needs_input_grad), None
+            gradient = gradient.coalesce()  # of an embedding: the rows that were looked up
+            if gradient.sparse_dim() > 1:
+                gradient = gradient.to_dense().to_sparse(1)
+            (rows,) = gradient.indices()
+            apart = scale.dim() > 0 and scale.shape[0] > 1
+            to_x, to_scale = _gradients(
+                x[rows], scale[rows] if apart else scale, gradient.values(), grid, ctx.needs_input_grad
+            )
+            if to_x is not None:
+                to_x = torch.sparse_coo_tensor(gradient.indices(), to_x, x.shape, is_coalesced=True, device=x.device)
+            if to_scale is not None and apart:
+                to_scale = torch.zeros_like(scale).index_add_(0, rows, to_scale)
         return to_x, to_scale, None
+
+
+def _gradients(
+    x: Tensor, scale: Tensor, gradient: Tensor, grid: Grid, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    ratio = _ratio(x, scale)
+    wide = gradient.to(ratio.dtype)
+    # One pass, several times faster on a CPU than comparisons and a selection. Not a product with a mask: an
+    # infinite gradient times zero would be NaN.
+    passed = torch.ops.aten.hardtanh_backward(wide, ratio, *_open_range(grid))
+    to_x = passed.to(x.dtype) if needed[0] else None
+    if not needed[1]:
+        return to_x, None
+    ratio = ratio.clamp(grid.low - 1, grid.high + 1)  # infinities would cancel to NaN below
+    integers = _integers_(ratio.clone(), grid)
+    slope = integers.mul_(wide) if grid.binary else integers.sub_(ratio).mul_(wide)
+    if not grid.binary:  # inside the range less the ratio, outside it the level alone
+        slope.add_((wide - passed).mul_(ratio))
+    return to_x, slope.sum_to_size(scale.shape).to(scale.dtype)
 
 
 round_to_levels = quick_apply(_Rounding)

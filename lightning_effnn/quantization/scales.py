@@ -38,6 +38,7 @@ class ScaleOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Move the scales by their gradients, and forget these; gradients that are not finite are left out."""
+        self._follow()
         pairs = [pair for pair in zip(self.scales, self._logarithms, strict=True) if pair[0].grad is not None]
         if self._adam is None or not pairs:
             return
@@ -46,8 +47,6 @@ class ScaleOptimizer:
         finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).tolist()
         moved = [pair for pair, is_finite in zip(pairs, finite, strict=True) if is_finite]
         for scale, logarithm in moved:
-            if logarithm.shape != scale.shape or logarithm.device != scale.device:
-                logarithm.data = torch.empty_like(scale)  # the scale has met its channels, or its device
             assert scale.grad is not None
             logarithm.grad = scale.grad * scale  # by its logarithm, whatever its sign
             logarithm.copy_(scale.abs().log())
@@ -57,6 +56,18 @@ class ScaleOptimizer:
             logarithm.grad = None
         for scale, _ in pairs:
             scale.grad = None
+
+    def _follow(self) -> None:
+        """Give scales that have met their channels, or their device, logarithms like them; Adam goes on with these."""
+        for place, (scale, old) in enumerate(zip(self.scales, self._logarithms, strict=True)):
+            if self._adam is None or (old.shape == scale.shape and old.device == scale.device):
+                continue
+            fresh = self._logarithms[place] = nn.Parameter(torch.empty_like(scale))
+            self._adam.param_groups[0]["params"][place] = fresh
+            known = self._adam.state.pop(old, {})
+            moved = {name: value if name == "step" else value.to(scale.device) for name, value in known.items()}
+            if moved:
+                self._adam.state[fresh] = moved
 
     def state_dict(self) -> dict[str, Any]:
         """State of Adam; the scales are the quantisers' own."""

@@ -30,6 +30,7 @@ class Parameters(dict[str, Any]):
 
     Attributes:
         levels: by thread and name.
+        traced: by name, in what ``torch.compile`` traces, which sees no threads.
 
     >>> parameters = Parameters(weight=1.0)
     >>> parameters.levels[threading.get_ident(), "weight"] = 0.5
@@ -40,9 +41,12 @@ class Parameters(dict[str, Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.levels: dict[tuple[int, str], Tensor] = {}
+        self.traced: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Any:
         """Return what the thread computes with."""
+        if torch.compiler.is_dynamo_compiling():
+            return self.traced[name] if name in self.traced else super().__getitem__(name)
         if self.levels:
             levels = self.levels.get((threading.get_ident(), name))
             if levels is not None:
@@ -58,7 +62,7 @@ class WeightSwap:
 
     Calls are told apart by their Python frames. So calls may nest, one that Ctrl-C ended without its hook being run is
     noticed by the next, and a hook that runs without its counterpart does nothing. ``torch.compile`` sees neither
-    frames nor threads: what it traces writes the levels over the parameter and takes them back.
+    frames nor threads, and carries out what it has traced by writing whole dictionaries anew: it has one of its own.
 
     Args:
         site: name of the weight's site.
@@ -71,14 +75,16 @@ class WeightSwap:
     def __init__(self, site: str, owner: nn.Module, parameter_name: str, quantizer: nn.Module, lock: Lock) -> None:
         self.site, self.owner, self.parameter_name, self.quantizer = site, owner, parameter_name, quantizer
         self.lock = lock
+        if not isinstance(owner._parameters, Parameters):
+            owner.__dict__["_parameters"] = Parameters(owner._parameters)
         self._turn = Turn(owner, parameter_name) if isinstance(owner, nn.RNNBase) else None
         self._calls: dict[int, list[FrameType]] = {}  # by thread
-        self._traced: list[Tensor] = []  # the parameter, once for each call that torch.compile is in
+        self._traced = 0  # calls that torch.compile is in
 
     @property
     def parameter(self) -> Tensor:
         """The parameter itself, while it reads as its levels too."""
-        weight = self._traced[0] if self._traced else self.owner._parameters.get(self.parameter_name)
+        weight = self.owner._parameters.get(self.parameter_name)
         assert weight is not None
         return weight
 
@@ -97,10 +103,9 @@ class WeightSwap:
             training: the mode that the quantiser is in.
         """
         if call is None:
-            parameter = self.parameter
             if not self._traced:
-                self._write(quantised(self.quantizer, parameter, training, self.lock))
-            self._traced.append(parameter)
+                self._trace(quantised(self.quantizer, self.parameter, training, self.lock))
+            self._traced += 1
             return
         thread = threading.get_ident()
         calls = self._calls.get(thread, [])
@@ -116,9 +121,9 @@ class WeightSwap:
     def leave(self, call: FrameType | None) -> None:
         """Let the parameter read as itself once the outermost call is over."""
         if call is None:
-            parameter = self._traced.pop()
+            self._traced -= 1
             if not self._traced:
-                self._write(parameter)
+                self._trace(None)
             return
         thread = threading.get_ident()
         calls = self._calls.get(thread, [])
@@ -131,17 +136,22 @@ class WeightSwap:
         """End this, whoever may be running: the module is what it was."""
         for thread in list(self._calls):
             self._hide(thread)
-        if self._traced:
-            self._write(self._traced[0])
-            self._traced.clear()
+        if isinstance(self.owner, nn.RNNBase):
+            self.owner._flat_weights = list(self.owner._flat_weights)
         parameters = self.owner._parameters
         if isinstance(parameters, Parameters) and not parameters.levels:
             self.owner.__dict__["_parameters"] = dict(parameters)
 
+    def _trace(self, levels: Tensor | None) -> None:
+        traced = self.owner._parameters.traced  # type: ignore[attr-defined]
+        if levels is None:
+            del traced[self.parameter_name]
+        else:
+            traced[self.parameter_name] = levels
+        if isinstance(self.owner, nn.RNNBase):
+            _write_flat(self.owner, self.parameter_name, self.parameter if levels is None else levels)
+
     def _show(self, thread: int, call: FrameType, levels: Tensor) -> None:
-        with self.lock:
-            if not isinstance(self.owner._parameters, Parameters):
-                self.owner.__dict__["_parameters"] = Parameters(self.owner._parameters)
         if self._turn is not None:
             self._turn.take(call, levels)
         self.owner._parameters.levels[thread, self.parameter_name] = levels  # type: ignore[attr-defined]
@@ -154,13 +164,8 @@ class WeightSwap:
         if self._turn is not None:
             self._turn.give(thread, self.parameter)
 
-    def _write(self, weight: Tensor) -> None:
-        self.owner._parameters[self.parameter_name] = weight  # type: ignore[assignment]
-        if isinstance(self.owner, nn.RNNBase):
-            _write_flat(self.owner, self.parameter_name, weight)
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_calls": {}, "_traced": []}
+        return self.__dict__ | {"_calls": {}, "_traced": 0}
 
 
 class Turn:
@@ -186,6 +191,8 @@ class Turn:
                 if holder is not None and not _is_running(holder[1], sys._current_frames().get(holder[0])):
                     self._holder = None
                     self._free.release()
+        if not isinstance(self.owner._flat_weights, _FlatWeights):
+            self.owner._flat_weights = _FlatWeights(self.owner)
         _write_flat(self.owner, self.parameter_name, levels, looked_at=False)
         self._holder = threading.get_ident(), call
 
@@ -199,6 +206,17 @@ class Turn:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Turn, (self.owner, self.parameter_name)
+
+
+class _FlatWeights(list[Tensor | None]):
+    """A recurrent module's list of weights; copies and pickles hold the parameters, whatever is computed with now."""
+
+    def __init__(self, owner: nn.RNNBase) -> None:
+        super().__init__(owner._flat_weights)
+        self._parameters, self._names = owner._parameters, owner._flat_weights_names
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return list, ([self._parameters.get(name) for name in self._names],)
 
 
 def quantised(quantizer: nn.Module, x: Tensor, training: bool, lock: Lock) -> Tensor:

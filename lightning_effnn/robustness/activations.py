@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lightning_effnn._threads import kept
 from lightning_effnn.quantization import activation_sites
 
 _HOOKING = threading.Lock()
@@ -81,19 +82,14 @@ def as_deployed(model: nn.Module) -> Iterator[None]:
     """Run in eval mode with parameters that take no gradients; then every module and parameter is as it was.
 
     Batch norm uses its running statistics and leaves them alone: what an attacker meets is the model as deployed.
+    Several threads may do so at once, and others run the model in eval mode meanwhile. Modes and parameters are shared:
+    a thread that trains the model has to wait, or to be given a copy.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter, _ in trained:
-        parameter.requires_grad_(False)
-    try:
+    with kept(model.modules(), "training"), kept(model.parameters(), "requires_grad"):
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, needs in trained:
-            parameter.requires_grad_(needs)
 
 
 class _NaturalStatistics(TorchFunctionMode):

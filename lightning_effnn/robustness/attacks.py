@@ -128,7 +128,7 @@ def sponge_pgd(
         aim = Aim(model, origin, objective, accelerator, sigma)
         best = _Best(origin, aim)
         crafted = random_inputs(origin, eps, low, high, seed) if random_start else origin
-        length = torch.full((len(x), *[1] * (x.dim() - 1)), float(alpha), device=x.device)
+        length = x.new_full((len(x), *[1] * (x.dim() - 1)), alpha)
         before = best.values.clone()
         for step in range(steps):
             gradient = aim.gradient(crafted)[1]
@@ -267,7 +267,7 @@ def sponge_genetic(
         for _ in bar(generations, progress):
             values = _fitness(fitness, candidates.flatten(0, 1)).view(len(x), pool)
             order = values.argsort(1, descending=True)
-            rows = torch.arange(len(x))
+            rows = torch.arange(len(x), device=x.device)
             leader = candidates[rows, order[:, 0]]
             better = values[rows, order[:, 0]] > best_value
             best[better], best_value[better] = leader[better], values[rows, order[:, 0]][better]
@@ -289,7 +289,7 @@ class _Genes:
 
     def first(self, pool: int) -> Tensor:
         """The input itself, and others more and more mutated: [B, pool, ...]."""
-        shares = torch.linspace(0, 1, pool).view(1, pool, *[1] * (self.x.dim() - 1))
+        shares = torch.linspace(0, 1, pool, device="cpu").view(1, pool, *[1] * (self.x.dim() - 1))
         return self._mutated(self.x.unsqueeze(1).expand(-1, pool, *self.x.shape[1:]), shares)
 
     def next(self, parents: Tensor, pool: int) -> Tensor:
@@ -297,23 +297,23 @@ class _Genes:
         kept = parents.shape[1]
         children = []
         for _ in range(pool - kept):
-            pick = torch.randint(kept, (2, len(parents)), generator=self.generator)
-            rows = torch.arange(len(parents))
+            pick = torch.randint(kept, (2, len(parents)), generator=self.generator, device="cpu").to(parents.device)
+            rows = torch.arange(len(parents), device=parents.device)
             children.append(self._crossed(parents[rows, pick[0]], parents[rows, pick[1]]))
         if not children:
             return parents
         offspring = torch.stack(children, 1)
-        share = torch.tensor(self.mutation)
+        share = offspring.new_tensor(self.mutation)
         return torch.cat((parents, self._mutated(offspring, share)), 1)
 
     def _crossed(self, left: Tensor, right: Tensor) -> Tensor:
-        axis = int(torch.randint(1, left.dim(), (), generator=self.generator))
+        axis = int(torch.randint(1, left.dim(), (), generator=self.generator, device="cpu"))
         size = left.shape[axis]
-        cut = int(torch.randint(size + 1, (), generator=self.generator))
+        cut = int(torch.randint(size + 1, (), generator=self.generator, device="cpu"))
         return torch.cat((left.narrow(axis, 0, cut), right.narrow(axis, cut, size - cut)), axis)
 
     def _mutated(self, candidates: Tensor, share: Tensor) -> Tensor:
-        draws = torch.rand(2, *candidates.shape, generator=self.generator).to(candidates)
+        draws = torch.rand(2, *candidates.shape, generator=self.generator, device="cpu").to(candidates)
         fresh = self.floor.unsqueeze(1) + draws[0] * (self.ceiling - self.floor).unsqueeze(1)
         return torch.where(draws[1] < share.to(candidates), fresh, candidates)
 
@@ -336,7 +336,7 @@ def random_inputs(x: Tensor, eps: float | None = None, low: float = 0.0, high: f
     check_images(x, low, high)
     if eps is not None:
         _above_zero("eps", eps)
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(x)
     if eps is None:
         return low + noise * (high - low)
     return (x.detach() + eps * (2 * noise - 1)).clamp(low, high)
@@ -358,7 +358,7 @@ class _Best:
 
 
 def _fitness(fitness: Objective, candidates: Tensor) -> Tensor:
-    values = torch.as_tensor(fitness(candidates)).detach().float()
+    values = torch.as_tensor(fitness(candidates), device=candidates.device).detach().float()
     if values.shape != (len(candidates),):
         raise ValueError(f"fitness returned the shape {tuple(values.shape)}: [{len(candidates)}] is needed")
     return values.nan_to_num(nan=-torch.inf)

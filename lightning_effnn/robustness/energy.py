@@ -40,7 +40,7 @@ class TracedEnergy:
         Args:
             x: ``[B, ...]``.
         """
-        return torch.tensor([report.energy_uJ for report in self.reports(x)])
+        return torch.tensor([report.energy_uJ for report in self.reports(x)], device=x.device)
 
     def reports(self, x: Tensor) -> list[hardware.CostReport]:
         """Return the whole report of each input.
@@ -84,7 +84,7 @@ class DensityEnergy:
         known = Activations(model).names
         self._names = [name if name in known else None for name in self._energy.names]
         self.activations = Activations(model, [name for name in known if name in self._names])
-        self._traced = torch.tensor([op.i_density for op in self._energy.operations])
+        self._traced = torch.tensor([op.i_density for op in self._energy.operations], device="cpu")
 
     @property
     def saves_zeros(self) -> bool:
@@ -119,7 +119,7 @@ class DensityEnergy:
             densities: ``[inputs]`` by layer; of a layer that isn't in it, that of the traced input.
             inputs: how many.
         """
-        device = next(iter(densities.values())).device if densities else torch.device("cpu")
+        device = next(iter(densities.values())).device if densities else next(self.model.parameters()).device
         rows = [
             self._traced[number].to(device).expand(inputs) if name not in densities else densities[str(name)]
             for number, name in enumerate(self._names)
@@ -131,7 +131,7 @@ class DensityEnergy:
     def savings_uJ(self) -> dict[str, float]:
         """Return what a layer would save if nothing but zeros went into it, of what it spends if nothing is zero."""
         layers = len(self._names)
-        densities = torch.cat((torch.ones(layers, 1), 1 - torch.eye(layers)), 1)
+        densities = torch.cat((torch.ones(layers, 1, device="cpu"), 1 - torch.eye(layers, device="cpu")), 1)
         spent = self._energy.energy_uJ(i_density=densities).expand(layers + 1)
         found: dict[str, float] = dict.fromkeys(self.activations.names, 0.0)
         for name, saved in zip(self._names, (spent[0] - spent[1:]).tolist(), strict=True):

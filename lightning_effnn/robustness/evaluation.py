@@ -229,8 +229,8 @@ def _outcome(name: str, model: nn.Module, traced: TracedEnergy, x: Tensor, label
             accuracy = float((model(x).argmax(-1) == labels).float().mean())
     return Outcome(
         name,
-        torch.tensor([report.energy_uJ for report in reports]),
-        torch.tensor([report.latency_us for report in reports]),
+        torch.tensor([report.energy_uJ for report in reports], device="cpu"),
+        torch.tensor([report.latency_us for report in reports], device="cpu"),
         accuracy,
         layers,
     )

@@ -52,7 +52,22 @@ class Verdict:
     refused: Tensor
 
 
-class EnergyGuard(nn.Module):
+class _Limited(nn.Module):
+    """A module with limits, which stay float32 when its model goes to half precision: that would round them."""
+
+    limits: tuple[str, ...]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Limited:
+        exact = {name: getattr(self, name).clone() for name in self.limits}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, limit in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != limit.dtype:
+                setattr(self, name, limit.to(moved.device))
+        return self
+
+
+class EnergyGuard(_Limited):
     """A model that looks at how long its inputs and how dense its activations are.
 
     The limits are buffers, saved with the model. Until :meth:`profile` was called everything passes. Looking at a few
@@ -77,6 +92,7 @@ class EnergyGuard(nn.Module):
     (torch.Size([3, 2]), torch.Size([3]))
     """
 
+    limits = ("most_length", "most_density")
     most_length: Tensor
     most_density: Tensor
     profiled: Tensor
@@ -140,7 +156,7 @@ class EnergyGuard(nn.Module):
         with self._watched.collecting() as found:
             yield
         with aside():  # a trace of that run doesn't count what is worked out here
-            self._seen.value = [*(self._seen.value or []), (self._length(x), _density(found, len(x)))]
+            self._seen.value = [*(self._seen.value or []), (self._length(x), _density(found, x))]
 
     @torch.no_grad()
     def settle(
@@ -192,7 +208,7 @@ class EnergyGuard(nn.Module):
             return self.model(x, *args, **kwargs)
         with self._watched.collecting() as found:
             result = self.model(x, *args, **kwargs)
-        density = _density(found, len(x))
+        density = _density(found, x)
         dense = density > self.most_density + 1e-6
         self._verdict.value = Verdict(length, density, long | dense)
         if self.policy == "raise" and bool(dense.any()):
@@ -208,7 +224,7 @@ class EnergyGuard(nn.Module):
         return x.ne(self.padding).sum(1)
 
 
-class GenerationGuard(nn.Module):
+class GenerationGuard(_Limited):
     """A model that writes no more tokens than next to all natural inputs make it write.
 
     How much an input makes a model write can't be told before it has written; so this one stops it. The limit is a
@@ -229,6 +245,7 @@ class GenerationGuard(nn.Module):
     Source: Shumailov et al. (2021), "Sponge Examples", arXiv 2006.03463, section VII.
     """
 
+    limits = ("most_steps",)
     most_steps: Tensor
     profiled: Tensor
 
@@ -301,11 +318,11 @@ class GenerationGuard(nn.Module):
         return ~within.eq(self.end).any(1)
 
 
-def _density(found: dict[str, list[Tensor]], inputs: int) -> Tensor:
+def _density(found: dict[str, list[Tensor]], inputs: Tensor) -> Tensor:
     """Share of non-zeros among the numbers looked at, one for each input."""
-    looks = [x.detach().reshape(inputs, -1) for tensors in found.values() for x in tensors]
+    looks = [x.detach().reshape(len(inputs), -1) for tensors in found.values() for x in tensors]
     if not looks:
-        return torch.zeros(inputs)
+        return torch.zeros(len(inputs), device=inputs.device)
     seen = torch.cat([rows[:, :: max(1, rows.shape[1] // _LOOKS)] for rows in looks], 1)
     return torch.count_nonzero(seen, 1) / seen.shape[1]
 

@@ -10,6 +10,7 @@ is switched on or off. ``"l2"`` is the sum of squares, the paper's objective, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -188,7 +189,7 @@ def check_images(x: Tensor, low: float = 0.0, high: float = 1.0) -> None:
     if x.dim() < 2 or not x.numel():
         raise ValueError(f"x has the shape {tuple(x.shape)}: a batch [B, ...] of one or more inputs is needed")
     least, most = float(x.detach().min()), float(x.detach().max())
-    if not (low - 1e-6 <= least and most <= high + 1e-6) or not torch.isfinite(torch.tensor([least, most])).all():
+    if not (low - 1e-6 <= least and most <= high + 1e-6) or not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(
             f"x lies in [{least:g}, {most:g}]: inputs in [{low:g}, {high:g}] are needed; put a normalisation"
             " into the model (modules.Normalized), or give low and high"

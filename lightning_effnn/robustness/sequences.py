@@ -49,7 +49,7 @@ class SequenceEnergy:
         Args:
             lengths: tokens of each sequence, at least 1.
         """
-        return torch.tensor([self.report(length).energy_uJ for length in map(int, lengths)])
+        return torch.tensor([self.report(length).energy_uJ for length in map(int, lengths)], device="cpu")
 
     def latency_us(self, lengths: Iterable[int]) -> Tensor:
         """Return the latency of each length in us: ``[N]``.
@@ -57,7 +57,7 @@ class SequenceEnergy:
         Args:
             lengths: tokens of each sequence, at least 1.
         """
-        return torch.tensor([self.report(length).latency_us for length in map(int, lengths)])
+        return torch.tensor([self.report(length).latency_us for length in map(int, lengths)], device="cpu")
 
     def report(self, length: int) -> hardware.CostReport:
         """Return the whole report of a sequence of so many tokens.
@@ -68,8 +68,7 @@ class SequenceEnergy:
         if length < 1:
             raise ValueError(f"a sequence has {length} tokens: at least 1 is needed")
         if length not in self._reports:
-            tokens = torch.full((1, length), self.token)
-            self._reports[length] = _report(self.model, self.chip, tokens)
+            self._reports[length] = _report(self.model, self.chip, _tokens(self.model, length, self.token))
         return self._reports[length]
 
 
@@ -113,7 +112,9 @@ class GenerationEnergy:
             steps: tokens written for each.
         """
         reports = [(self.reading.report(n), m, self.writing(n)) for n, m in _pairs(lengths, steps)]
-        return torch.tensor([reading.energy_uJ + m * writing.energy_uJ for reading, m, writing in reports])
+        return torch.tensor(
+            [reading.energy_uJ + m * writing.energy_uJ for reading, m, writing in reports], device="cpu"
+        )
 
     def latency_us(self, lengths: Iterable[int], steps: Iterable[int]) -> Tensor:
         """Return the latency of each input in us: ``[N]``.
@@ -123,15 +124,17 @@ class GenerationEnergy:
             steps: tokens written for each.
         """
         reports = [(self.reading.report(n), m, self.writing(n)) for n, m in _pairs(lengths, steps)]
-        return torch.tensor([reading.latency_us + m * writing.latency_us for reading, m, writing in reports])
+        return torch.tensor(
+            [reading.latency_us + m * writing.latency_us for reading, m, writing in reports], device="cpu"
+        )
 
     def writing(self, length: int) -> hardware.CostReport:
         """Return the report of writing one token after an input of so many."""
         if length not in self._writing:
             encoder, token = self.reading.model, self.reading.token
-            latest = torch.full((1, 1), token)
+            latest = _tokens(self.decoder, 1, token)
             with torch.no_grad(), as_deployed(encoder), as_deployed(self.decoder):
-                memory = encoder(torch.full((1, length), token))
+                memory = encoder(_tokens(encoder, length, token))
                 state = self.decoder(latest, memory, None)[1]
             self._writing[length] = _report(self.decoder, self.reading.chip, latest, memory, state)
         return self._writing[length]
@@ -139,6 +142,8 @@ class GenerationEnergy:
 
 class WallTime:
     """Seconds that a callable takes for each input by itself, the least of a few tries: a fitness without a model.
+
+    Work that it leaves to an accelerator is waited for.
 
     Args:
         call: of one input.
@@ -163,12 +168,22 @@ class WallTime:
             inputs: strings, or a batch ``[B, ...]``, of which each row is an input.
         """
         rows = [row[None] for row in inputs] if isinstance(inputs, Tensor) else list(inputs)
-        return torch.tensor([min(self._once(row) for _ in range(self.repeats)) for row in rows], dtype=torch.float64)
+        seconds = [min(self._once(row) for _ in range(self.repeats)) for row in rows]
+        return torch.tensor(seconds, dtype=torch.float64, device="cpu")
 
     def _once(self, one: Any) -> float:
+        _wait()
         begin = time.perf_counter()
         self.call(one)
+        _wait()
         return time.perf_counter() - begin
+
+
+def _wait() -> None:
+    """Until an accelerator has done what it was given: it says that a call is over before it has begun."""
+    accelerator = getattr(torch, "accelerator", torch.cuda)  # the former since torch 2.6
+    if accelerator.is_available():
+        accelerator.synchronize()
 
 
 def tolerance_limit(values: Tensor, share: float, confidence: float = 0.95) -> float | None:
@@ -210,6 +225,12 @@ def samples_needed(share: float, confidence: float = 0.95) -> int:
     2995
     """
     return math.ceil(math.log(1 - confidence) / math.log1p(-share))
+
+
+def _tokens(model: nn.Module, length: int, token: int) -> Tensor:
+    """One token repeated, where the model is: ``[1, length]``."""
+    parameter = next(model.parameters(), None)
+    return torch.full((1, length), token, device="cpu" if parameter is None else parameter.device)
 
 
 def _pairs(lengths: Iterable[int], steps: Iterable[int]) -> list[tuple[int, int]]:

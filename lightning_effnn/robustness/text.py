@@ -121,7 +121,7 @@ def _measured(energy_of: Energies, texts: list[str]) -> dict[str, float]:
     """Cost by string; what isn't a number is the cheapest."""
     if not texts:
         return {}
-    values = torch.as_tensor(energy_of(list(texts))).detach()
+    values = torch.as_tensor(energy_of(list(texts)), device="cpu").detach()
     if values.shape != (len(texts),):
         raise ValueError(f"energy_of returned the shape {tuple(values.shape)} for {len(texts)} strings: a number each")
     costs = (-math.inf if math.isnan(value) else value for value in values.double().tolist())

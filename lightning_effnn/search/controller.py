@@ -82,11 +82,13 @@ class Controller(nn.Module):
         """Mean over the choices with more than one option of entropy over its largest value: 1 open, 0 decided."""
         shares = [
             torch.distributions.Categorical(logits=logits).entropy()  # type: ignore[no-untyped-call]
-            / torch.tensor(float(len(logits))).log().to(logits)
+            / torch.tensor(float(len(logits)), device="cpu").log().to(logits)
             for logits in self.logits
             if len(logits) > 1
         ]
-        return torch.stack(shares).mean() if shares else torch.zeros(())
+        if not shares:
+            return torch.zeros((), device=next((logits.device for logits in self.logits), None))
+        return torch.stack(shares).mean()
 
     def chosen(self) -> dict[str, Any]:
         """The most probable option of each choice; of equals, the first."""

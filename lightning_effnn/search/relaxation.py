@@ -20,7 +20,7 @@ def gumbel_noise(shape: torch.Size, generator: torch.Generator | None = None) ->
 
     Args:
         shape: of the result.
-        generator: of the random numbers, on the CPU; the global one if None.
+        generator: of the random numbers, which lie where it is; the CPU's global one if None.
 
     Source: Gumbel (1954); Maddison, Mnih and Teh (2017), "The Concrete Distribution", arXiv 1611.00712, section 2.2.
 
@@ -28,7 +28,8 @@ def gumbel_noise(shape: torch.Size, generator: torch.Generator | None = None) ->
     torch.Size([2])
     """
     tiny = torch.finfo(torch.float32).tiny
-    exponential = -torch.log(torch.rand(shape, generator=generator).clamp(min=tiny))
+    device = torch.device("cpu") if generator is None else generator.device
+    exponential = -torch.log(torch.rand(shape, generator=generator, device=device).clamp(min=tiny))
     return -torch.log(exponential.clamp(min=tiny))
 
 
@@ -46,7 +47,7 @@ def top1(
         logits: ``[n]``.
         temperature: :math:`\tau`, above 0; a low one has steep gradients near a tie and none elsewhere.
         noise: :math:`\nu`, 0 or more.
-        generator: of the noise, on the CPU.
+        generator: of the noise; one on the CPU draws the same for every device.
 
     Returns:
         ``[n]``: exactly one 1, the rest exactly 0.

@@ -68,7 +68,7 @@ class AdditiveSurrogate(nn.Module):
         for name, shape in (("count", ()), ("mean", ()), ("average", (length,)), ("sums", (length,))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("moments", torch.zeros(length, length, dtype=torch.float64))
-        self.register_buffer("features", self._rows(features or {}))
+        self.register_buffer("features", self._rows(features or {}).to(self.sums.device))
 
     def _rows(self, features: Mapping[str, Tensor]) -> Tensor:
         """Features of all options, one row each, as shares of its largest value."""
@@ -78,8 +78,10 @@ class AdditiveSurrogate(nn.Module):
                 raise ValueError(
                     f"features of {name!r} have the shape {tuple(values.shape)}: [features, options] are needed"
                 )
-        columns = [features.get(name, torch.zeros(count, size)).double() for name, size in self.sizes.items()]
-        rows = torch.cat(columns, 1) if columns else torch.zeros(count, 0, dtype=torch.float64)
+        rows = torch.zeros(count, sum(self.sizes.values()), dtype=torch.float64, device="cpu")
+        for name, columns in zip(self.sizes, torch.split(rows, list(self.sizes.values()), 1), strict=True):
+            if name in features:
+                columns.copy_(features[name])
         return rows / rows.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny) if count else rows
 
     @torch.no_grad()

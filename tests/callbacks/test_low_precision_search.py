@@ -187,7 +187,7 @@ def test_validation_sees_what_is_ahead():
             if callback.search is not None and callback.search.choices:
                 self.runs += 1
                 chosen = callback.search.controller.chosen()
-                assert {n: c.option.bits for n, c in callback.search.choices.items()} == chosen
+                assert {n: c.bits[c.active] for n, c in callback.search.choices.items()} == chosen
 
     callback, looks = searching(freeze=1.0), Looks()
     fit([callback, looks])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lightning_effnn.formats import FP32, Binary, FixedPoint
 from lightning_effnn.hardware import Tracer
-from lightning_effnn.quantization import TensorQuantizer
+from lightning_effnn.quantization import TensorQuantizer, attach_
 from lightning_effnn.quantization.clipping import least_error_scale
 from lightning_effnn.quantization.rounding import grid_of, round_to_levels
 
@@ -394,3 +395,24 @@ def test_a_format_of_one_bit_is_binary():
     quantizer = TensorQuantizer(1)
     quantizer(torch.tensor([-1.0, 3.0]))
     assert quantizer.number_format == Binary(2.0)
+
+
+@pytest.mark.parametrize("scale", ["learned", "observed"])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_of_embeddings_are_the_dense_ones(kind, axis, scale):
+    torch.manual_seed(0)
+    table, tokens, found = torch.randn(10, 4), torch.tensor([[1, 2], [3, 1]]), []
+    for sparse in (False, True):
+        options = {"mode": "sum"} if kind is nn.EmbeddingBag else {}
+        layer = kind(10, 4, sparse=sparse, _weight=table.clone(), **options)
+        quantizer = TensorQuantizer(3, scale=scale, axis=axis, signed=True)
+        attach_(layer, {"weight": quantizer})
+        with torch.no_grad():
+            layer.weight[1] *= 3  # some of it saturates
+        layer(tokens).square().sum().backward()
+        assert layer.weight.grad.is_sparse == sparse
+        found.append([layer.weight.grad.to_dense(), *(p.grad for p in quantizer.parameters())])
+    assert found[0][0].any()
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense)

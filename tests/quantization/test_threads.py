@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,44 @@ def test_who_saves_or_copies_while_another_thread_runs_the_model_gets_the_parame
         evaluates(other, x, expected)
 
     at_once(saves, copies, partial(evaluates, model, x, expected))
+
+
+def test_who_copies_while_another_thread_takes_gradients_gets_the_parameters(served):
+    model, x = served
+    kept = copy.deepcopy(model.state_dict())
+    expected = model(x).detach()
+
+    def copies():
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())
+            other(x).sum().backward()
+            evaluates(other, x, expected)
+
+    at_once(copies, lambda: torch.autograd.grad(model(x).sum(), list(model.parameters()), allow_unused=True))
+
+
+def test_a_copy_of_a_recurrent_layer_within_a_call_computes_with_its_own_parameters():
+    layer, copies = nn.GRU(5, 6), []
+    quantize_(layer, "W4A8")
+    layer.register_forward_pre_hook(lambda *_: copies.append(copy.deepcopy(layer)))
+    x = torch.randn(6, 2, 5)
+    layer(x)
+    (other,) = copies
+    assert all(a is b for a, b in zip(other._flat_weights, other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), layer.parameters(), strict=True))
+
+
+def test_a_compiled_model_runs_beside_the_eager_one(served):
+    model, x = served
+    if isinstance(model, Recurrent):
+        pytest.skip("torch.compile runs recurrent layers eagerly")
+    with torch.no_grad():
+        expected = model(x)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected)  # in levels too
+    parameters = dict(model.named_parameters())
+    at_once(partial(evaluates, compiled, x, expected), partial(evaluates, model, x, expected))
+    assert all(after is parameters[name] for name, after in model.named_parameters())
 
 
 class Meanwhile(nn.Linear):

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_effnn import robustness as rb
 from lightning_effnn._remembered import Remembered
+from lightning_effnn.robustness.activations import as_deployed
 
 
 class Meanwhile(nn.Linear):
@@ -144,3 +145,24 @@ def test_what_is_remembered_of_a_tensor_is_not_handed_out_for_another():
     assert sums.of(x, while_another_asks) == 3.0
     assert sums.of(x, lambda: 3.0) == 3.0
     assert sums.of(y, lambda: 0.0) == 0.0
+
+
+def test_modes_are_those_from_before_once_the_last_thread_that_attacks_is_done():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 2).eval())
+    model[0].bias.requires_grad_(False)
+    came, may_go = threading.Event(), threading.Event()
+
+    def attacks():
+        with as_deployed(model):
+            came.set()
+            assert may_go.wait(10)
+            return any(m.training for m in model.modules()) or any(p.requires_grad for p in model.parameters())
+
+    with ThreadPoolExecutor(1) as pool:
+        with as_deployed(model):
+            other = pool.submit(attacks)
+            assert came.wait(10)
+        may_go.set()
+        assert not other.result()  # the first one to leave has changed nothing
+    assert [m.training for m in model.modules()] == [True, True, True, False]
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]

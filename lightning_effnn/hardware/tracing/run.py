@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_effnn._random import random_state_kept
+
 
 def run_once(
     tracer: AbstractContextManager[Any],
@@ -86,8 +88,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with random_state_kept(t.device for t in model.parameters()):
         try:
             yield
         finally:

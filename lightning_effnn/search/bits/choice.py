@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_effnn._threads import PerThread
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.formats.tagging import simulated, tag
 from lightning_effnn.quantization import TensorQuantizer
+
+
+@dataclass
+class Trial:
+    """An option that a thread tries.
+
+    Attributes:
+        active: its number.
+        mark: a format to declare in place of the option's own, for a trace to tell tensors apart by.
+        seen: of the latest tensor while there is a mark, its number of elements and the relative squared error.
+    """
+
+    active: int
+    mark: NumberFormat | None = None
+    seen: tuple[int, float] = (0, 0.0)
+
+
+@contextmanager
+def trying(trials: Mapping[BitChoice, Trial]) -> Iterator[None]:
+    """Let choices run trials in this thread."""
+    before = {choice: choice.trial.value for choice in trials}
+    try:
+        for choice, trial in trials.items():
+            choice.trial.value = trial
+        yield
+    finally:
+        for choice, trial_before in before.items():
+            choice.trial.value = trial_before
 
 
 class BitChoice(nn.Module):
@@ -24,9 +55,7 @@ class BitChoice(nn.Module):
     Attributes:
         active: number of the option that runs.
         observing: whether the scale of the active option learns, in train mode; one without a scale always does.
-        mark: a format to declare in place of the option's own, for a trace to tell tensors apart by.
-        seen: of the latest tensor while there is a mark, its number of elements and the relative squared error of the
-            active option.
+        trial: what runs in this thread in place of that, for a while; other threads don't see it.
 
     >>> import torch
     >>> choice = BitChoice((2, 8), weight=True)
@@ -43,28 +72,22 @@ class BitChoice(nn.Module):
         )
         self.active = len(self.bits) - 1
         self.observing = True
-        self.mark: NumberFormat | None = None
-        self.seen = (0, 0.0)
-
-    @property
-    def option(self) -> TensorQuantizer:
-        """The quantiser that runs."""
-        option = self.options[self.active]
-        assert isinstance(option, TensorQuantizer)
-        return option
+        self.trial: PerThread[Trial] = PerThread()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the levels of the active option."""
-        option = self.option
-        learns = self.training and (self.observing or not option.ready())
+        """Return ``x`` in the levels of the active option, or of this thread's trial."""
+        trial = self.trial.value
+        option = self.options[self.active if trial is None else trial.active]
+        assert isinstance(option, TensorQuantizer)
+        learns = self.training and ((trial is None and self.observing) or not option.ready())
         if option.training != learns:  # to set an attribute of a module takes long
             option.training = learns
-        if self.mark is None:
+        if trial is None or trial.mark is None:
             levels: Tensor = option(x)
             return levels
         with simulated():
             # a copy, for the mark is that of a memory, which 32 bits would share with other readers
             levels = option(x).clone()
             error = (levels - x).float().square().sum() / x.float().square().sum().clamp(min=1e-30)
-            self.seen = (self.seen[0] + x.numel(), float(error))
-        return tag(levels, self.mark)
+            trial.seen = (trial.seen[0] + x.numel(), float(error))
+        return tag(levels, trial.mark)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_effnn import hardware
 from lightning_effnn.formats import FP32, Binary, FixedPoint, NumberFormat
 from lightning_effnn.hardware.engines import check_prices_operations
-from lightning_effnn.search.bits.choice import BitChoice
+from lightning_effnn.search.bits.choice import BitChoice, Trial, trying
 from lightning_effnn.search.cost import CostModel, CostTerm
 
 COSTS = ("energy", "bits", "bops")
@@ -55,18 +55,13 @@ class Survey:
         self._names = {mark: name for name, mark in self._marks.items()}
         self.traces: list[_Traced] = []
         self.elements: dict[str, int] = {}
-        self.errors = {name: torch.zeros(len(choice.bits)) for name, choice in choices.items()}
-        active = {name: choice.active for name, choice in choices.items()}
+        self.errors = {name: torch.zeros(len(choice.bits), device="cpu") for name, choice in choices.items()}
         most = max(len(choice.bits) for choice in choices.values())
-        try:
-            for number in range(most):
-                last = {name: len(choice.bits) - 1 for name, choice in choices.items()}
-                self.traces.append(self._traced(model, run, {name: min(number, n) for name, n in last.items()}))
-            finest = {name: choice.bits.index(max(choice.bits)) for name, choice in choices.items()}
-            self.finest = self._traced(model, run, finest)
-        finally:
-            for name, choice in choices.items():
-                choice.active, choice.mark = active[name], None
+        for number in range(most):
+            last = {name: len(choice.bits) - 1 for name, choice in choices.items()}
+            self.traces.append(self._traced(model, run, {name: min(number, n) for name, n in last.items()}))
+        finest = {name: choice.bits.index(max(choice.bits)) for name, choice in choices.items()}
+        self.finest = self._traced(model, run, finest)
         if len({tuple((op.name, op.op, op.extents) for op in traced) for traced in (*self.traces, self.finest)}) != 1:
             raise ValueError(
                 f"{type(model).__name__} ran other operations with other bits: their energy can't be put into"
@@ -74,14 +69,12 @@ class Survey:
             )
 
     def _traced(self, model: nn.Module, run: Callable[[], Any], picks: Mapping[str, int]) -> _Traced:
-        for name, choice in self.choices.items():
-            choice.active = picks[name]
-            choice.mark, choice.seen = self._marks[name], (0, 0.0)
+        trials = {name: Trial(picks[name], self._marks[name]) for name in self.choices}
         tracer = hardware.Tracer(model)
-        with tracer:
+        with trying({self.choices[name]: trial for name, trial in trials.items()}), tracer:
             run()
-        for name, choice in self.choices.items():
-            self.elements[name], self.errors[name][choice.active] = choice.seen
+        for name, trial in trials.items():
+            self.elements[name], self.errors[name][trial.active] = trial.seen
         return [op for op in tracer.trace.operations if op.phase != "loss"]
 
     def places(self, operation: hardware.Operation) -> dict[str, str]:
@@ -118,7 +111,7 @@ def _bits(survey: Survey) -> _Model:
     terms, references = [], dict.fromkeys((name.split("/")[0] for name in survey.choices), 0.0)
     for name, choice in survey.choices.items():
         group = name.split("/")[0]
-        table = survey.elements[name] * torch.tensor(choice.bits, dtype=torch.float64)
+        table = survey.elements[name] * torch.tensor(choice.bits, dtype=torch.float64, device="cpu")
         terms.append(CostTerm(name, (name,), table, group))
         references[group] += 32 * survey.elements[name]
     return terms, "bit", references
@@ -164,7 +157,7 @@ def _energy(survey: Survey, chip: hardware.Accelerator) -> _Model:
     for number, values in tables.items():
         axes = _axes(survey.places(finest[number]))
         shape = [len(survey.choices[name].bits) for name in axes]
-        table = torch.tensor(list(values.values()), dtype=torch.float64).reshape(shape)
+        table = torch.tensor(list(values.values()), dtype=torch.float64, device="cpu").reshape(shape)
         terms.append(CostTerm(f"{number} {finest[number].name}", axes, table))
     return terms, "pJ", {"": sum(priced[op] for op in in_full)}
 
@@ -194,7 +187,7 @@ def _products(survey: Survey, places: Mapping[str, str]) -> Tensor:
     for picks in itertools.product(*options):
         chosen = dict(zip(axes, picks, strict=True))
         values.append(math.prod(chosen[name] for name in places.values()))
-    return torch.tensor(values, dtype=torch.float64).reshape([len(bits) for bits in options])
+    return torch.tensor(values, dtype=torch.float64, device="cpu").reshape([len(bits) for bits in options])
 
 
 def _axes(places: Mapping[str, str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from lightning_effnn.quantization import (
     strip_,
     weight_sites,
 )
-from lightning_effnn.search.bits.choice import BitChoice
+from lightning_effnn.search.bits.choice import BitChoice, Trial, trying
 from lightning_effnn.search.bits.costs import Survey, bit_cost
 from lightning_effnn.search.bits.sensitivity import Sensitivity
 from lightning_effnn.search.controller import Controller
@@ -102,7 +102,8 @@ class BitSearch:
         slowest, fastest = _LEARNING_RATES
         lr = min(max(_TRAVEL / max(steps, 1), slowest), fastest)
         self.optimizer = torch.optim.Adam(self.controller.parameters(), lr=lr, betas=(0.5, 0.999))
-        self.sensitivity = self._untried({name: torch.zeros(len(bits)) for name, bits in self.options.items()})
+        unknown = {name: torch.zeros(len(bits), device="cpu") for name, bits in self.options.items()}
+        self.sensitivity = self._untried(unknown)
         self.cost: CostModel | None = None
         self.plan: QuantizationPlan | None = None
         self._elements = dict.fromkeys(self.options, 0)
@@ -157,8 +158,8 @@ class BitSearch:
         draws, losses = [], []
         for _ in range(TRIES):
             draws.append(self.controller.draw())
-            self._open(draws[-1], observing=False)
-            losses.append(evaluate())
+            with trying({choice: Trial(draws[-1][name]) for name, choice in self.choices.items()}):
+                losses.append(evaluate())
         mean = sum(losses) / TRIES
         if not math.isfinite(mean):
             return False

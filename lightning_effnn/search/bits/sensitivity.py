@@ -60,11 +60,11 @@ class Sensitivity(nn.Module):
         self.keep = 1 - 1 / memory
         kinds = [name.split("/")[0] for name in errors]
         rows = [[float(kind == one) for kind in kinds] for one in dict.fromkeys(kinds)]
-        self._kinds = torch.tensor(rows, dtype=torch.float64)
+        self._kinds = torch.tensor(rows, dtype=torch.float64, device="cpu")
         length = len(self.errors)
         for name, shape in (("count", ()), ("mean", ()), ("average", (length,)), ("sums", (length,))):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("moments", torch.zeros(length, length, dtype=torch.float64))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device="cpu"))
+        self.register_buffer("moments", torch.zeros(length, length, dtype=torch.float64, device="cpu"))
 
     @torch.no_grad()
     def observe(self, picks: Mapping[str, int], loss: float) -> None:

@@ -38,7 +38,6 @@ def graph_cost(
     if kind == "bops":
         return CostModel(bops_terms(net.space, nodes, edges), unit="bit operation")
     if kind == "energy":
-        x, edge_index = x.cpu(), edge_index.cpu()
         densities = measured_densities(net, x, edge_index)
         return CostModel(EnergyTables(net.space, x, edge_index, accelerator, densities).terms(), unit="pJ")
     raise ValueError(f"cost is {kind!r}: use one of {', '.join(COSTS)}")
@@ -90,7 +89,7 @@ class LogCost:
         values = [
             torch.log(part.relative(probabilities) / low) / -math.log(low) for part, low in self._groups if low < 1
         ]
-        return torch.stack(values).mean() if values else torch.zeros(())
+        return torch.stack(values).mean() if values else next(iter(probabilities.values())).new_zeros(())
 
 
 def graph_extents(x: Tensor, edge_index: Tensor) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def normal_density(activation: str, bits: int) -> float:
     >>> normal_density("relu", 32) < 0.6 < normal_density("none", 8)
     True
     """
-    numbers = torch.randn(1 << 12, generator=torch.Generator().manual_seed(0))
+    numbers = torch.randn(1 << 12, generator=torch.Generator().manual_seed(0), device="cpu")
     if activation == "none":
         return _density(quantizer(bits)(numbers))
     return _density(activation_part(activation, lambda place, signed=True: quantizer(bits, signed))(numbers))
@@ -102,6 +102,7 @@ class _Note:
 def _turns(net: SuperGraphNet) -> Iterator[dict[str, Tensor]]:
     """Gates such that each bit width has its turns; the other choices take theirs in another rhythm."""
     generator = torch.Generator().manual_seed(0)
+    device = next(net.parameters()).device
     most = max(len(options) for options in net.space.options.values())
     for turn in range(_ROUNDS * most):
         gates = {}
@@ -109,9 +110,9 @@ def _turns(net: SuperGraphNet) -> Iterator[dict[str, Tensor]]:
             pick = (
                 turn % len(options)
                 if name.endswith("linear_a")
-                else int(torch.randint(len(options), (), generator=generator))
+                else int(torch.randint(len(options), (), generator=generator, device="cpu"))
             )
-            gates[name] = torch.eye(len(options))[pick]
+            gates[name] = torch.eye(len(options), device=device)[pick]
         yield gates
 
 

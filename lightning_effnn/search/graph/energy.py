@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn import hardware
+from lightning_effnn._random import random_state_kept
 from lightning_effnn.formats import FP32, Binary, FixedPoint, NumberFormat
 from lightning_effnn.formats.tagging import simulated, tag
 from lightning_effnn.hardware.engines import check_prices_operations
@@ -51,8 +52,8 @@ class _Mark(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with simulated():
-            kept = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < self.share
-            x = x * kept
+            draws = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), device="cpu")
+            x = x * (draws < self.share).to(x.device)
         return tag(x, self.format)
 
 
@@ -273,9 +274,9 @@ class EnergyTables:
 
     def _operations(self, config: BlockConfig, share: float) -> list[hardware.Operation]:
         nodes, edge_index = self._graph
-        x = torch.randn(nodes, config.width, generator=torch.Generator().manual_seed(0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        x = torch.randn(nodes, config.width, generator=torch.Generator().manual_seed(0), device="cpu")
+        with random_state_kept(), torch.device("cpu"):
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all devices
             probe = _Probe(config, share)
         # as estimated: what is fused to an operation is in the format of its result
         report = hardware.estimate(hardware.trace(probe, x, edge_index=edge_index), self.chip)

@@ -117,8 +117,8 @@ class GraphSpace:
             row = 2 if name.endswith(".width") else 0 if name.endswith("_w") else 1 if name.endswith("_a") else None
             if row is not None and len(options) > 1:
                 values = [1 / n if row == 2 else 4.0**-n for n in options]
-                found[name] = torch.zeros(3, len(options))
-                found[name][row] = torch.tensor(values)
+                found[name] = torch.zeros(3, len(options), device="cpu")
+                found[name][row] = torch.tensor(values, device="cpu")
         return found
 
     def unseen(self, probabilities: Mapping[str, Tensor]) -> Tensor:
@@ -132,11 +132,11 @@ class GraphSpace:
         Args:
             probabilities: for each choice a vector over its options.
         """
-        total = torch.zeros(())
+        total = torch.zeros((), device=next(iter(probabilities.values())).device)
         for name, options in self.quantization.items():
             if name != "input_a" and len(options) > 1:
                 errors = torch.tensor([0.16 * 4.0**-bits for bits in options], device=probabilities[name].device)
-                total = total.to(errors.device) + (errors * probabilities[name]).sum()
+                total = total + (errors * probabilities[name]).sum()
         return total
 
     @property

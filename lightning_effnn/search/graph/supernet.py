@@ -200,11 +200,11 @@ class SuperGraphNet(nn.Module):
             graph: ``(x, edge_index)`` on which the network is to give the scores that it gives in here, up to its
                 quantisers' steps; without it the scale of what is aggregated differs.
         """
-        net = GraphNet(self.space.config(chosen))
+        net = GraphNet(self.space.config(chosen)).to(next(self.parameters()).device)
         _copy(self, net, chosen)
         if graph is not None:
             _take_scales(self, net, chosen, graph)
-        return net.to(next(self.parameters()).device)
+        return net
 
     def _choosing(self) -> Iterator[Chooses]:
         return (module for module in self.modules() if isinstance(module, Chooses))

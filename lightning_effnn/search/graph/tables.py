@@ -70,7 +70,7 @@ def tabulate(
     """Return the cost at every combination of the choices ``read``, the others at their first option."""
     options = [space.options[choice] for choice in read]
     values = [cost({**space.first, **dict(zip(read, picks, strict=True))}) for picks in itertools.product(*options)]
-    table = torch.tensor(values, dtype=torch.float64).reshape([len(names) for names in options])
+    table = torch.tensor(values, dtype=torch.float64, device="cpu").reshape([len(names) for names in options])
     return CostTerm(name, tuple(read), table, group)
 
 

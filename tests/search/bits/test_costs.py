@@ -89,7 +89,7 @@ def test_what_runs_is_left_as_it_was():
     active = {name: choice.active for name, choice in search.choices.items()}
     search.survey(lambda: model(X))
     assert {name: choice.active for name, choice in search.choices.items()} == active
-    assert all(choice.mark is None for choice in search.choices.values())
+    assert all(choice.trial.value is None for choice in search.choices.values())
     assert all(option.ready() for choice in search.choices.values() for option in choice.options)
 
 
