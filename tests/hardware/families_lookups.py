@@ -149,6 +149,53 @@ class Windows(nn.Module):
         return (band.softmax(-1)[..., None] * v.unfold(1, 3, 1).transpose(2, 3)).sum(2)
 
 
+class LastStep(nn.Module):
+    """A head on what a recurrent layer says at last, and one on its mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.last, self.mean = nn.GRU(4, D, batch_first=True), nn.Linear(D, 50), nn.Linear(D, 3)
+
+    def forward(self, x):
+        steps = self.gru(x)[0]
+        return self.last(steps[:, -1]), self.mean(steps.mean(1))
+
+
+class SensorsInARow(nn.Module):
+    """Each of five sensors' steps through one recurrent layer, batch and sensors as one axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.cell = nn.GRU(4, D, batch_first=True), nn.GRUCell(D, D)
+
+    def forward(self, x):
+        last = self.gru(x.flatten(0, 1))[0][:, -1]
+        return self.cell(last, torch.zeros(len(last), D)).unflatten(0, (len(x), -1))
+
+
+class Views(nn.Module):
+    """Two views side by side through one network, of which only the first is looked at further."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(D, D), nn.Linear(D, 50)
+
+    def forward(self, x):
+        one, two = self.body(torch.cat([x, 2 * x])).chunk(2)
+        return self.head(one), x - (one + 3 * (two - one))
+
+
+class Arguments(nn.Module):
+    """Takes however many inputs there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, D)
+
+    def forward(self, *inputs):
+        return sum(self.a(x) for x in inputs)
+
+
 def text_with_images(n):
     ids = words(n, T, 19).clone()
     ids[:, 1:5] = 19
@@ -159,7 +206,13 @@ RELATIVE = T * T * 3 * H + T * D * D + T * T * D
 PLACED = 5 * (16 * D + D) + attention_macs(5, T, D)
 SAMPLED = 8 * D * 3 * D + 8 * 8 * D + 2 * 2 * 8 * D
 
+GRU = 6 * 3 * D * (4 + D)  # of six steps of four features
+
 FAMILIES = [
+    Family("head on the last step", lambda n: LastStep(), copies(6, 4), GRU + D * 50 + D * 3),
+    Family("sensors in a row", lambda n: SensorsInARow(), copies(5, 6, 4), 5 * (GRU + 3 * D * 2 * D)),
+    Family("two views side by side", lambda n: Views(), copies(D), 2 * D * D + D * 50),
+    Family("any number of arguments", lambda n: Arguments(), copies(5, 4), 5 * 4 * D),
     Family("places counted in a mask", lambda n: CountedPlaces(), copies(3, 32, 32), 64 * (D * 48 + 2 * D + D * D)),
     Family("distances expanded to the batch", lambda n: RelativePlaces(), copies(T, D), RELATIVE),
     Family("distances picked by a repeated table", lambda n: Buckets(), copies(T, D), T * D * H * 8 + T * T * D),

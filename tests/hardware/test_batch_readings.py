@@ -176,3 +176,97 @@ def test_a_result_that_is_handed_in_is_not_read():
 
     (operation,) = [o for o in trace(Into(), torch.rand(2, 8)).operations if o.op == "cumsum"]
     assert (operation.elements_in, operation.elements_out) == (8, 8)
+
+
+def dense(n):
+    """As many graphs of twelve nodes and 24 edges."""
+    data = pytest.importorskip("torch_geometric.data")
+    generator = torch.Generator().manual_seed(1)
+    x, edges = torch.randn(12, 8, generator=generator), torch.randint(12, (2, 24), generator=generator)
+    return data.Batch.from_data_list([data.Data(x=x, edge_index=edges) for _ in range(n)])
+
+
+class Dense(nn.Module):
+    """All pairs of nodes of each graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 8)
+
+    def forward(self, graphs):
+        nodes = graphs.x.view(graphs.num_graphs, 12, 8).relu()
+        return self.lin(nodes) @ nodes.transpose(1, 2)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+def test_nodes_seen_graph_by_graph_are_as_many_as_each_has(number):
+    assert trace(Dense(), dense(number)).macs == 12 * 8 * 8 + 12 * 12 * 8
+
+
+class Kinds(nn.Module):
+    """Messages from users to items."""
+
+    def __init__(self):
+        super().__init__()
+        self.users, self.edges = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, graphs):
+        sent = self.users(graphs["user"].x)[graphs["user", "buys", "item"].edge_index[0]]
+        return self.edges(sent)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_graphs_of_several_kinds_of_nodes_are_put_one_behind_the_other(number):
+    data = pytest.importorskip("torch_geometric.data")
+    graph = data.HeteroData()
+    graph["user"].x, graph["item"].x = torch.rand(5, 4), torch.rand(7, 3)
+    graph["user", "buys", "item"].edge_index = torch.stack([torch.arange(9) % 5, torch.arange(9) % 7])
+    assert trace(Kinds(), data.Batch.from_data_list([graph] * number)).macs == 5 * 4 * 8 + 9 * 8 * 2
+
+
+class Together(nn.Module):
+    """The prompts of all images with each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.image = nn.Linear(4, 8), nn.Linear(6, 8)
+
+    def forward(self, text, image):
+        prompts = self.text(text)[None].expand(len(image), -1, -1) * 2.0
+        return (prompts * self.image(image)[:, None]).sum(-1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+def test_two_inputs_of_as_many_rows_are_one_batch_though_each_meets_all_of_the_other(number):
+    found = trace(Together(), torch.rand(1, 4).repeat(number, 1), torch.rand(1, 6).repeat(number, 1))
+    assert found.macs == 4 * 8 + 6 * 8
+
+
+class Points(nn.Module):
+    def forward(self, sets):
+        return torch.stack(sets) @ torch.ones(4, 2)
+
+
+def test_of_a_list_of_tensors_of_one_shape_it_is_said_how_it_was_read():
+    sets = [torch.rand(7, 4), torch.rand(7, 4)]
+    assert any("2 tensors of the shape (7, 4)" in note for note in trace(Points(), sets).notes)
+    assert not any("tensors of the shape" in note for note in trace(Points(), sets, inferences=2).notes)
+
+
+class Rarely(nn.Module):
+    """Rows that almost never come go through a layer of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.usual, self.rare = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.usual(x)
+        rows = (x[:, 0] > 1e9).nonzero().view(-1)
+        return x.index_copy(0, rows, self.rare(x.index_select(0, rows)))
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_what_no_row_goes_through_costs_nothing(number):
+    found = trace(Rarely(), torch.rand(number, 8))
+    assert (found.macs, found.unknown) == (8 * 8, {})

@@ -111,7 +111,10 @@ def inspect_batch(
         return _listed(tensors, samples, inferences)
     named = ("edge_index", "adj_t")
     edges = {id(leaf) for name, leaf in leaves if name in named}
-    return _first(tuple(t for t in tensors if id(t) not in edges), tensors, inferences, time_major)
+    batch = _first(tuple(t for t in tensors if id(t) not in edges), tensors, inferences, time_major)
+    if inferences is None:
+        batch.notes += _said_of_lists(example)
+    return batch
 
 
 def is_graph_data(value: Any) -> bool:
@@ -238,6 +241,22 @@ def _samples(example: Any, depth: int = 0) -> Sequence[Any]:
     if depth and _are_samples(example):
         return example
     return next((found for item in example if (found := _samples(item, depth + 1))), ())
+
+
+def _said_of_lists(example: Any, depth: int = 0) -> list[str]:
+    """Of a list of tensors of one shape: which reading was taken."""
+    if isinstance(example, Mapping):
+        return [note for item in example.values() for note in _said_of_lists(item, depth + 1)]
+    if not isinstance(example, list | tuple) or hasattr(example, "_fields"):
+        return []
+    shapes = {tuple(t.shape) for t in example if isinstance(t, Tensor) and not t.is_nested and t.dim() > 1}
+    number = len(example)
+    if depth and number > 1 and len(shapes) == 1 and all(isinstance(item, Tensor) for item in example):
+        return [
+            f"a list of {number} tensors of the shape {shapes.pop()} was taken for {number} inputs with the whole batch"
+            f" in each, not for one inference an item; inferences={number} says otherwise"
+        ]
+    return [note for item in example for note in _said_of_lists(item, depth + 1)]
 
 
 def _are_samples(items: Sequence[Any]) -> bool:

@@ -156,6 +156,12 @@ def settle(batch: Batch | None, reading: str, wanted: Sequence[Label]) -> list[s
         notes = [reading]
     elif batch.other is not None:
         batch.other.refute()
+    against = {label.size for _, _, label in batch.axes if label.root.given and label.verdict is False}
+    if against and not batch.graph:
+        notes.append(
+            f"an axis of extent {', '.join(map(str, sorted(against)))} of another input was taken for something else"
+            " than the batch, since it met an axis that is none; a batch of another size tells"
+        )
     for size in sorted({label.size for label in wanted if label.verdict is None and label.root.given}):
         notes.append(
             f"an axis of extent {size} of another input, or of random numbers, was taken to go along with the batch;"

@@ -7,7 +7,7 @@ dimension of the same extent is, else the batch is somewhere in the result and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -351,21 +351,35 @@ def _placed(spot: Spot, places: list[tuple[int, int, int]], result: Tensor) -> I
         yield first, rows, place(spot.label, shape, strides, first, rows, whole, each)
 
 
-def made_from_sizes(call: Call, result: Tensor, sizes: frozenset[int]) -> tuple[Axis, ...]:
-    """Axes that a new tensor may have, made from sizes or constants alone."""
+def made_from_sizes(
+    call: Call, result: Tensor, sizes: frozenset[int], merged: Mapping[int, int] | None = None
+) -> tuple[Axis, ...]:
+    """Axes that a new tensor may have, made from sizes or constants alone.
+
+    Args:
+        call: the operation.
+        result: its result.
+        sizes: extents of the batch.
+        merged: extents of the batch and what is in it together, and the batch's.
+    """
     if not _is_plain(result):
         return ()
-    axes = []
-    for dim, size in _repeated_to(call, result, sizes):
+    axes: list[Axis] = []
+    for dim, size in _repeated_to(call, result, sizes, merged or {}):
         stride = strides_of(result)[dim] * (result.shape[dim] // size)
-        axes.append(Axis(Label(size, given=call.random), stride if size > 1 else NOWHERE, size, size))
+        given = call.random and not axes  # the batch stands in front
+        axes.append(Axis(Label(size, given=given), stride if size > 1 else NOWHERE, size, size))
     return tuple(axes[:1] if 1 in sizes else axes)
 
 
-def _repeated_to(call: Call, result: Tensor, sizes: frozenset[int]) -> list[tuple[int, int]]:
+def _repeated_to(call: Call, result: Tensor, sizes: frozenset[int], merged: Mapping[int, int]) -> list[tuple[int, int]]:
     """Dimensions that hold as many of something as the batch has, and how many that is."""
     if call.name in tables.FACTORIES or call.name in tables.NEW:
-        return [(d, size) for d, size in enumerate(result.shape) if size in sizes]
+        found = [(d, size) for d, size in enumerate(result.shape) if size in sizes]
+        return (
+            found
+            + [(d, merged[size]) for d, size in enumerate(result.shape) if size in merged and size not in sizes][:1]
+        )
     if call.name == "repeat":
         repeats = call.get("repeats")
         if 1 in sizes and any(times not in sizes for times in repeats):

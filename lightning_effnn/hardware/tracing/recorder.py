@@ -53,6 +53,7 @@ class Recorder:
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
         self._sizes: frozenset[int] = frozenset()
+        self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
         self._expanded = WeakIdKeyDictionary()
         self._last: int | None = None
         self._last_tainted: int | None = None
@@ -203,8 +204,10 @@ class Recorder:
             found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
             # Single rows are taken of steps, experts and directions, not of what may be the batch.
             kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
-            if any(s.label.verdict for s in kept):
-                return kept
+            for spot in kept:
+                for dim, rows, each in spot.dims if spot.label.verdict else ():
+                    if each > 1 and rows * each == shape[dim]:
+                        self._merged[shape[dim]] = rows
             # The batch stands in front more often than not: other expanded dimensions are something else then.
             return (*kept, *(s for s in self._expanded_spots(tensor) if not kept or any(d == 0 for d, _, _ in s.dims)))
         return self._expanded_spots(tensor) if strided else ()
@@ -233,10 +236,19 @@ class Recorder:
 
     def follows(self, name: str) -> bool:
         """Whether :meth:`view` wants to know of a view."""
-        return 1 in self._sizes and (name == "expand" or bool(self._expanded))
+        return bool(self._sizes) and (
+            name == "view" or (1 in self._sizes and (name == "expand" or bool(self._expanded)))
+        )
 
     def view(self, name: str, arguments: dict[str, object], source: Tensor, results: Sequence[Tensor]) -> None:
-        """In a batch of one, remember constants that were expanded to it: their sizes don't tell."""
+        """Learn which extents the batch makes with what is in it.
+
+        In a batch of one, where sizes don't tell, remember constants that were expanded to it.
+        """
+        if name == "view":
+            self._see_merged(source, results[0])
+        if 1 not in self._sizes:
+            return
         axis: Axis | None = self._expanded.get(source)  # type: ignore[no-untyped-call]
         if name == "expand" and axis is None:
             record, sizes = self.book.of(source), arguments.get("size")
@@ -249,6 +261,12 @@ class Recorder:
         if axis is not None:
             for result in results:
                 self._expanded[result] = axis
+
+    def _see_merged(self, source: Tensor, result: Tensor) -> None:
+        into_others = source.dim() > result.dim() > 0 and source.shape[0] == 1 != result.shape[0]
+        if into_others and 1 in self._sizes and any(spot.label.verdict for spot in self.spots(source)):
+            self._merged[result.shape[0]] = 1
+        self.spots(result)
 
     def look(self, inputs: Sequence[Tensor], count: bool) -> Seen:
         """Note what a call is about to read; it may change it."""
@@ -515,15 +533,15 @@ class Recorder:
             record.active = () if call.fills else _active(seen, multiplies)
             if (seen.tainted or held) and call.name not in tables.NEW:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
-                if call.name == "repeat" and not any(s.label.verdict for _, _, spots in seen.looked for s in spots):
-                    axes += made_from_sizes(call, tensor, self._sizes)
+                if call.name == "repeat":
+                    axes += self._repeated(call, tensor, axes)
                 if lost and not tensor.is_nested:
                     self.lost.add(call.name)
                 if call.name == "cat" or (self.batch is not None and self.batch.concatenated):
                     self._more_rows(call, tensor, axes)
                 record.axes = axes or (record.axes if id(record) in known else ())
             elif self._sizes:
-                record.axes = made_from_sizes(call, tensor, self._sizes) or record.axes
+                record.axes = made_from_sizes(call, tensor, self._sizes, self._merged) or record.axes
         if call.name in tables.COPIES:
             self._written_out(call)
         return records
@@ -543,6 +561,14 @@ class Recorder:
             if record.parameter is None and not seen.tainted:
                 record.parameter = source.parameter
             record.computed = record.computed or source.computed
+
+    def _repeated(self, call: Call, result: Tensor, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        """Axes that repeating makes; of what has the batch already, only one in front of it."""
+        made = made_from_sizes(call, result, self._sizes)
+        if not any(axis.label.verdict for axis in axes):
+            return made
+        front = strides_of(result)[0]
+        return tuple(axis for axis in made if axis.stride == front and all(axis.stride != a.stride for a in axes))
 
     def _more_rows(self, call: Call, result: Tensor, axes: Sequence[Axis]) -> None:
         """Twice the batch, or more of it, is another extent to look for; so are the nodes that are left of graphs."""

@@ -151,7 +151,14 @@ def check_initialised(model: nn.Module) -> None:
 def named_arguments(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of a call by the names that the model gives them, in their order."""
     try:
-        bound = inspect.signature(model.forward).bind(*inputs, **kwargs)
+        signature = inspect.signature(model.forward)
+        bound = signature.bind(*inputs, **kwargs)
     except (TypeError, ValueError):
         return (inputs, kwargs)  # it has no signature, or the call will fail and say why
-    return bound.arguments
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:  # several arguments, no list
+            named |= {f"{name}[{i}]": one for i, one in enumerate(value)}
+        else:
+            named[name] = value
+    return named

@@ -113,8 +113,8 @@ def held(piece: Product, seen: Seen, outputs: Outputs) -> Extents:
                 if not found:
                     continue
                 label, (dim, rows, each) = spot.label, found[0]
-                first = dim == spot.dims[0][0]
-                whole = spot.axis.whole if first else 1
+                first = dim == spot.dims[0][0]  # of an axis in several dimensions the first is scaled for all
+                whole, rows = (spot.axis.whole, spot.rows) if first else (1, 1)
                 there = held.setdefault(extent, [])
                 for other, factor, divisor, _ in there:  # one loop runs along both: they are one axis
                     if (factor, divisor, steps[other]) == (whole, rows, each) and label.size == other.size:
