@@ -71,9 +71,8 @@ class Layer:
         if self.latent.device == device:
             return
         self.latent, self.mask = self.latent.to(device), self.mask.to(device)
-        self.threshold, alpha, self._written, self._sum = (
-            None if tensor is None else tensor.to(device)
-            for tensor in (self.threshold, self.alpha, self._written, self._sum)
+        alpha, self._written, self._sum = (
+            None if tensor is None else tensor.to(device) for tensor in (self.alpha, self._written, self._sum)
         )
         self.take_format(self.format, alpha)
 
@@ -105,13 +104,17 @@ class Layer:
         self._remember(torch.stack(prints))
 
     def prune(self, threshold: float) -> None:
-        """Cut what is no larger than ``threshold``, splice what has grown clearly larger, and go on so at each step."""
-        self.threshold = threshold
-        for latent, mask in pieces(self.latent, self.mask):
+        """Cut what is no larger than ``threshold``, splice what is clearly larger, project; go on so at each step."""
+        self.threshold, rounder, prints = threshold, self._rounding(), []
+        for weight, latent, mask in pieces(self.site.parameter.detach(), self.latent, self.mask):
             if self.grows:
-                cut_and_splice_(latent, mask, threshold, torch.empty_like(latent))
+                cut_and_splice_(latent, mask, threshold, weight)
             else:
                 mask.copy_(F.hardshrink(latent, threshold))
+            if rounder is not None or not self.grows:
+                _project(latent, mask, weight, rounder)
+            prints.append(_bits(weight))
+        self._remember(torch.stack(prints))
 
     def write(self) -> None:
         """Write the projection into the parameter."""
@@ -194,7 +197,7 @@ class Layer:
         levels = rounder  # of a fixed type, for the functions below
         if self.rounded_from <= 0:
             return lambda latent: levels(latent).to(dtype)
-        least = torch.tensor(self.rounded_from, dtype=dtype)
+        least = torch.tensor(self.rounded_from, dtype=dtype, device="cpu")
         below = float(torch.nextafter(least, torch.zeros_like(least)))
 
         def partly(latent: Tensor) -> Tensor:

@@ -206,7 +206,6 @@ class Projector:
         found = thresholds([layer.latent for layer in self.layers], sparsity, self.scope)
         for layer, threshold in zip(self.layers, found, strict=True):
             layer.prune(float(threshold))
-        self.project()
 
     def settle(self) -> None:
         """Keep the masks as they are from now on."""
