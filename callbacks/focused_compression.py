@@ -72,8 +72,9 @@ class FocusedCompression(Callback):
         bits: of a weight's code, 3 to 7.
         prune, quantize: windows ``(start, end)``; floats are fractions of the fit, ints epochs; None leaves out.
         method: ``"dns"`` (cut weights may grow back) or ``"magnitude"``.
-        scope: what is compared when weights are cut: magnitudes of the whole network (``"global"``), of each
-            ``"layer"``, or ``"lamp"`` scores, which leave small layers denser (arXiv 2010.07611).
+        scope: what is compared when weights are cut: magnitudes of the whole network (``"global"``; each layer keeps at
+            least a third of the average density), of each ``"layer"``, or ``"lamp"`` scores, which leave small layers
+            denser (arXiv 2010.07611).
         separation: from which separation of its two lobes on a layer is recentralised (paper: 2.0).
         include, exclude: patterns of parameter names, module names or class names.
         activations: bits to which the inputs of these layers are rounded, from the start of ``quantize`` on and for
@@ -197,7 +198,8 @@ class FocusedCompression(Callback):
             self._let_wait(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave other callbacks as they were."""
+        """Leave other callbacks and torch's optimisers as they were."""
+        self._release()
         self._wait_no_more()
 
     def rounds(self, pl_module: Any) -> set[str]:

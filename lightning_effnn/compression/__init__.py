@@ -25,7 +25,7 @@ from lightning_effnn.compression.finish import bake_, round_others_
 from lightning_effnn.compression.focus import Focused, LayerFocus, focus, focus_model_
 from lightning_effnn.compression.following import Following
 from lightning_effnn.compression.projector import Projector
-from lightning_effnn.compression.pruning import PruneReport, prune_model_
+from lightning_effnn.compression.pruning import PruneReport, cubic_sparsity, prune_model_
 from lightning_effnn.compression.size_report import CompressionReport
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Projector",
     "PruneReport",
     "bake_",
+    "cubic_sparsity",
     "focus",
     "focus_model_",
     "inspect_compressed",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lightning_effnn.compression.pruning import cut_and_splice
+from lightning_effnn.compression._pieces import pieces
+from lightning_effnn.compression.pruning import SPLICE
 from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
 from lightning_effnn.formats._nearest import Keys, Rounder
 from lightning_effnn.quantization.sites import Site
@@ -18,8 +20,6 @@ _FORMATS: dict[str, type[PowerOfTwo] | type[RecentralizedPowerOfTwo]] = {
     f.__name__: f for f in (PowerOfTwo, RecentralizedPowerOfTwo)
 }
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_PIECE = 1 << 15
-"""Elements worked on at a time on a processor: they and what is made of them stay in its cache."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class Layer:
     alpha: Tensor | None = None
     rounded_from: float = float("inf")
     reason: str = ""
-    threshold: Tensor | None = None
+    threshold: float | None = None
     grows: bool = True
     projected: bool = False
     kept: int = 0
@@ -60,9 +60,9 @@ class Layer:
     def projection(self) -> Tensor:
         """What the network runs with."""
         out = torch.empty_like(self.latent)
-        rounder = self._rounder_now()
+        rounder = self._rounding()
         for latent, mask, into in pieces(self.latent, self.mask, out):
-            self._project(latent, mask, into, rounder)
+            _project(latent, mask, into, rounder)
         return out
 
     def follow(self) -> None:
@@ -71,9 +71,8 @@ class Layer:
         if self.latent.device == device:
             return
         self.latent, self.mask = self.latent.to(device), self.mask.to(device)
-        self.threshold, alpha, self._written, self._sum = (
-            None if tensor is None else tensor.to(device)
-            for tensor in (self.threshold, self.alpha, self._written, self._sum)
+        alpha, self._written, self._sum = (
+            None if tensor is None else tensor.to(device) for tensor in (self.alpha, self._written, self._sum)
         )
         self.take_format(self.format, alpha)
 
@@ -89,25 +88,41 @@ class Layer:
 
         NaN is neither cut nor rounded, for all to see.
         """
-        parameter, rounder, sums = self.site.parameter.detach(), self._rounder_now(), []
-        surgery = self.threshold if self.grows else None
+        parameter, rounder, sums, prints = self.site.parameter.detach(), self._rounding(), [], []
         for weight, latent, mask in pieces(parameter, self.latent, self.mask):
             latent.copy_(weight)
             sums.append(_sum(latent))
-            if surgery is not None:  # at once: a cut weight moves on unopposed, and would return too large
-                mask.copy_(cut_and_splice(latent, mask, surgery))
+            if self.grows and self.threshold is not None:
+                # At once: a cut weight moves on unopposed, and would return too large.
+                cut_and_splice_(latent, mask, self.threshold, weight)
             elif not self.grows:  # what is cut stays cut: nothing is kept of it
                 select(mask, latent, latent)
-            self._project(latent, mask, weight, rounder)
+            if self.threshold is None or rounder is not None or not self.grows:
+                _project(latent, mask, weight, rounder)
+            prints.append(_bits(weight))
         self._sum = torch.stack(sums).sum()
-        self._remember()
+        self._remember(torch.stack(prints))
+
+    def prune(self, threshold: float) -> None:
+        """Cut what is no larger than ``threshold``, splice what is clearly larger, project; go on so at each step."""
+        self.threshold, rounder, prints = threshold, self._rounding(), []
+        for weight, latent, mask in pieces(self.site.parameter.detach(), self.latent, self.mask):
+            if self.grows:
+                cut_and_splice_(latent, mask, threshold, weight)
+            else:
+                mask.copy_(F.hardshrink(latent, threshold))
+            if rounder is not None or not self.grows:
+                _project(latent, mask, weight, rounder)
+            prints.append(_bits(weight))
+        self._remember(torch.stack(prints))
 
     def write(self) -> None:
         """Write the projection into the parameter."""
-        rounder = self._rounder_now()
+        rounder, prints = self._rounding(), []
         for weight, latent, mask in pieces(self.site.parameter.detach(), self.latent, self.mask):
-            self._project(latent, mask, weight, rounder)
-        self._remember()
+            _project(latent, mask, weight, rounder)
+            prints.append(_bits(weight))
+        self._remember(torch.stack(prints))
 
     def check(self) -> Tensor:
         """Two bools: whether the parameter still holds what was written there, and whether all of that is finite.
@@ -137,9 +152,9 @@ class Layer:
         Args:
             into: a copy of the latent values that takes them instead.
         """
-        rounder, differs, copied = self._rounder_now(), False, self.latent if into is None else into
+        rounder, differs, copied = self._rounding(), False, self.latent if into is None else into
         for weight, latent, mask, out in pieces(self.site.parameter.detach(), self.latent, self.mask, copied):
-            written = self._project(latent, mask, torch.empty_like(latent), rounder)
+            written = _project(latent, mask, torch.empty_like(latent), rounder)
             if torch.equal(weight, written):
                 continue
             differs = True
@@ -158,10 +173,10 @@ class Layer:
         self.latent.copy_(self.site.parameter)
         return True
 
-    def _remember(self) -> None:
+    def _remember(self, prints: Tensor | None = None) -> None:
         parameter = self.site.parameter
-        self._version, self._written = parameter._version, _fingerprint(parameter.detach())
-        self.projected = True
+        self._written = _fingerprint(parameter.detach()) if prints is None else prints
+        self._version, self.projected = parameter._version, True
         self.declare()  # the scale moves from step to step
 
     # rounding
@@ -172,21 +187,24 @@ class Layer:
         if isinstance(number_format, PowerOfTwo | RecentralizedPowerOfTwo):
             self._rounder = number_format.rounder(self.latent.device, self.latent.dtype)
 
-    def _rounder_now(self) -> Rounder | None:
-        """With the present scale; None while nothing is rounded."""
-        if self._rounder is None or self.rounded_from == float("inf"):
+    def _rounding(self) -> Callable[[Tensor], Tensor] | None:
+        """What rounds latent values now; None while nothing is rounded."""
+        rounder, dtype = self._rounder, self.latent.dtype
+        if rounder is None or self.rounded_from == float("inf"):
             return None
-        if self.alpha is None or isinstance(self._rounder, Keys):  # plain powers of two have no scale of their own
-            return self._rounder
-        return self._rounder.scaled(self.alpha)
+        if self.alpha is not None and not isinstance(rounder, Keys):  # plain powers of two have no scale of their own
+            rounder = rounder.scaled(self.alpha)
+        levels = rounder  # of a fixed type, for the functions below
+        if self.rounded_from <= 0:
+            return lambda latent: levels(latent).to(dtype)
+        least = torch.tensor(self.rounded_from, dtype=dtype, device="cpu")
+        below = float(torch.nextafter(least, torch.zeros_like(least)))
 
-    def _project(self, latent: Tensor, mask: Tensor, into: Tensor, rounder: Rounder | None) -> Tensor:
-        weight = latent
-        if rounder is not None:
-            weight = rounder(latent).to(latent.dtype)
-            if self.rounded_from > 0:
-                weight = blend(latent.abs(), self.rounded_from, weight, latent)
-        return select(mask, weight, into)
+        def partly(latent: Tensor) -> Tensor:
+            large = F.hardshrink(latent, below)  # the rest is zero, and stays so when it is rounded
+            return levels(large).to(dtype).add_(latent - large)
+
+        return partly
 
     def declare(self) -> None:
         """Declare the format, once all weights are rounded, for traces and files."""
@@ -213,7 +231,7 @@ class Layer:
             "rounded_from": self.rounded_from,
             "reason": self.reason,
             "format": _plain(self.format),
-            "threshold": None if self.threshold is None else self.threshold.clone(),
+            "threshold": self.threshold,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,40 +240,8 @@ class Layer:
         self.latent.copy_(state["latent"])
         self.mask.copy_(state["mask"])
         self.take_format(_format(state["format"]), None if state["alpha"] is None else state["alpha"].to(device))
-        self.threshold = None if state["threshold"] is None else state["threshold"].to(device)
-        self.rounded_from, self.reason = state["rounded_from"], state["reason"]
+        self.threshold, self.rounded_from, self.reason = state["threshold"], state["rounded_from"], state["reason"]
         self.kept = int(self.mask.sum())
-
-
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the same elements of tensors of one shape, few enough for a processor's cache.
-
-    Where a tensor lies in memory otherwise than the first, or on another kind of device, it is all one piece.
-
-    >>> [len(a) for a, b in pieces(torch.zeros(300, 300), torch.zeros(300, 300))]
-    [32768, 32768, 24464]
-    """
-    first = tensors[0]
-    if any(t.stride() != first.stride() for t in tensors) or not _dense(first):
-        yield tensors
-        return
-    flat = [t.as_strided((t.numel(),), (1,)) for t in tensors]
-    if first.numel() <= _PIECE or first.device.type != "cpu":
-        yield tuple(flat)
-        return
-    yield from zip(*(torch.split(t, _PIECE) for t in flat), strict=True)
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Whether its elements fill one stretch of memory, in whatever order."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -291,12 +277,19 @@ def select(mask: Tensor, x: Tensor, into: Tensor | None = None) -> Tensor:
     return into
 
 
-def blend(size: Tensor, least: float, x: Tensor, other: Tensor) -> Tensor:
-    """``torch.where(size >= least, x, other)`` on the bits, for tensors of one dtype."""
-    integer = _INTEGERS[x.element_size()]
-    chosen = torch.ge(size, least, out=torch.empty_like(size, dtype=integer))
-    ours, others = x.view(integer), other.view(integer)
-    return chosen.mul_(ours - others).add_(others).view(x.dtype)
+def _project(latent: Tensor, mask: Tensor, into: Tensor, rounder: Callable[[Tensor], Tensor] | None) -> Tensor:
+    return select(mask, latent if rounder is None else rounder(latent), into)
+
+
+def cut_and_splice_(latent: Tensor, mask: Tensor, threshold: float, into: Tensor) -> None:
+    """As :func:`pruning.cut_and_splice`, with the mask in place and the weights that are left in ``into``.
+
+    Comparisons are slow on a processor; shrinking to zero and the bits of the mask are not. NaN is left.
+    """
+    integer = _INTEGERS[latent.element_size()]
+    sure, perhaps = F.hardshrink(latent, SPLICE * threshold), F.hardshrink(latent, threshold)
+    torch.mul(mask.to(integer), perhaps.view(integer), out=into.view(integer)).bitwise_or_(sure.view(integer))
+    mask.copy_(into)
 
 
 def _plain(number_format: NumberFormat | None) -> dict[str, Any] | None:

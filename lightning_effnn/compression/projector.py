@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.compression._pieces import pieces
 from lightning_effnn.compression.focus import focus
 from lightning_effnn.compression.following import Following
-from lightning_effnn.compression.layer import Layer, pieces, select
-from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, cut_and_splice, thresholds
+from lightning_effnn.compression.layer import Layer, select
+from lightning_effnn.compression.pruning import Method, Scope, check_sparsity, thresholds
 from lightning_effnn.formats import RecentralizedPowerOfTwo
 from lightning_effnn.quantization.sites import Site, check_finite, weight_sites
 
@@ -187,7 +188,7 @@ class Projector:
             grad = layer.site.parameter.grad
             if layer.alpha is None or layer.rounded_from > 0 or grad is None or grad.layout != torch.strided:
                 continue
-            parts = [(g * w).sum() for g, w in pieces(grad, layer.site.parameter.detach())]
+            parts = [torch.dot(g.reshape(-1), w.reshape(-1)) for g, w in pieces(grad, layer.site.parameter.detach())]
             slope = torch.stack(parts).sum() / (layer.alpha * math.sqrt(max(layer.kept, 1)))
             moved = (layer.alpha - lr * slope).clamp(0.5, 2.0)
             layer.alpha = torch.where(moved.isfinite(), moved, layer.alpha)  # a scaler may find infinite gradients
@@ -204,11 +205,7 @@ class Projector:
         self._collect()
         found = thresholds([layer.latent for layer in self.layers], sparsity, self.scope)
         for layer, threshold in zip(self.layers, found, strict=True):
-            layer.threshold = threshold
-            for latent, mask in pieces(layer.latent, layer.mask):
-                cut = cut_and_splice(latent, mask, threshold) if layer.grows else latent.abs() > threshold
-                mask.copy_(cut)
-        self.project()
+            layer.prune(float(threshold))
 
     def settle(self) -> None:
         """Keep the masks as they are from now on."""

@@ -6,13 +6,16 @@ higher one a cut weight is spliced back, in between it stays what it was, so tha
 once it has grown, and none flickers at the threshold.
 
 The *scope* says what is compared: magnitudes within each ``"layer"``, which then all get the same share of zeros;
-magnitudes of the whole network (``"global"``); or, over the whole network, each square's share in the squares of
-its layer that are no smaller (``"lamp"``: Lee et al., ICLR 2021, arXiv 2010.07611), which cuts small
+magnitudes of the whole network (``"global"``), where each layer keeps at least a third of the average density, so
+that one with large weights (an embedding) can't have all others cut; or, over the whole network, each square's share in
+the squares of its layer that are no smaller (``"lamp"``: Lee et al., ICLR 2021, arXiv 2010.07611), which cuts small
 layers less and large ones more.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.compression._pieces import pieces, sample
 from lightning_effnn.quantization.selection import chosen_weights
 from lightning_effnn.quantization.sites import check_finite
 
@@ -27,6 +31,14 @@ Method = Literal["dns", "magnitude"]
 Scope = Literal["lamp", "global", "layer"]
 SPLICE = 1.1
 """The higher threshold as a multiple of the lower one: 10 % of hysteresis."""
+FLOOR = 1 / 3
+"""Least density of a weight under one global threshold, as a part of the density of all: no layer is cut altogether."""
+_ALL = 1 << 21
+"""Weights that are all looked at for a threshold."""
+_SAMPLE = 1 << 13
+"""Elements of a weight that are, where there are more."""
+_CLOSE, _CORRECTIONS = 5e-4, 5
+"""How near to the asked share of zeros samples have to come, and in how many rounds at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +117,83 @@ def update_masks(
 def thresholds(weights: Sequence[Tensor], sparsity: float, scope: Scope = "global") -> list[Tensor]:
     """Largest magnitude to cut of each weight, scalars; negative where nothing is to be cut.
 
+    Up to two million weights are all looked at. Of more, samples are, and the thresholds found there are moved until
+    the share of zeros, counted over all weights, is the one asked for within 0.05 %; this takes hardly any memory.
+
     Raises:
         ValueError: an unknown scope.
     """
     if scope not in ("lamp", "global", "layer"):
         raise ValueError(f"scope={scope!r}: one of 'lamp', 'global', 'layer' is needed")
-    sizes = [weight.detach().abs().flatten() for weight in weights]
+    weights = [weight.detach() for weight in weights]
     if scope == "layer":
-        return [_threshold(size, sparsity) for size in sizes]
-    if scope == "global":
-        return [_threshold(torch.cat(sizes), sparsity)] * len(sizes)
-    ordered = [size.sort().values for size in sizes]
-    scores = [_lamp_scores(size) for size in ordered]
-    cut = _threshold(torch.cat(scores), sparsity)
+        return [cut for weight in weights for cut in _thresholds([weight], sparsity, "layer")]
+    return _thresholds(weights, sparsity, scope)
+
+
+def _thresholds(weights: Sequence[Tensor], sparsity: float, scope: Scope) -> list[Tensor]:
+    total = sum(weight.numel() for weight in weights)
+    asked = target = round(sparsity * total)
+    if not target:
+        return [weight.new_tensor(-1.0) for weight in weights]
+    few = total <= _ALL
+    ordered = [sample(weight, total if few else _SAMPLE).abs().sort().values for weight in weights]
+    scores = [_lamp_scores(sizes) for sizes in ordered] if scope == "lamp" else ordered
+    least = FLOOR * (1.0 - sparsity) if scope == "global" else 0.0
+    for _ in range(1 if few else _CORRECTIONS):
+        found = _cut(weights, ordered, scores, target, least, shared=scope != "lamp")
+        if few:
+            break
+        missed = asked - sum(_no_larger(weight, cut) for weight, cut in zip(weights, found, strict=True))
+        if abs(missed) <= _CLOSE * total:
+            break
+        target += missed
+    return found
+
+
+def _cut(
+    weights: Sequence[Tensor],
+    ordered: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    target: int,
+    least: float,
+    shared: bool,
+) -> list[Tensor]:
+    """Cut the lowest scores until ``target`` weights are, but leave each its ``least`` share; thresholds of magnitudes.
+
+    Args:
+        ordered: magnitudes of a sample of each weight, in ascending order.
+        scores: of those, in ascending order; comparable between weights.
+        shared: the scores are the magnitudes: one threshold for all.
+    """
+    each = [weight.numel() / len(sizes) for weight, sizes in zip(weights, ordered, strict=True)]
+    most = [math.floor((1.0 - least) * len(sizes)) for sizes in ordered]
+    merged = torch.cat([score.to(scores[0].device) for score in scores]).sort().values
+
+    def lost(place: int) -> list[int]:
+        cut = merged[place]
+        return [
+            min(int(torch.searchsorted(score, cut.to(score.device), right=True)), cap)
+            for score, cap in zip(scores, most, strict=True)
+        ]
+
+    def enough(place: int) -> bool:
+        return sum(count * scale for count, scale in zip(lost(place), each, strict=True)) >= target - 0.5
+
+    place = bisect_left(range(len(merged) - 1), True, key=enough)
+    one = merged[place]
     return [
-        size[count - 1] if (count := int((score <= cut).sum())) else size.new_tensor(-1.0)
-        for size, score in zip(ordered, scores, strict=True)
+        sizes.new_tensor(-1.0) if not count else one.to(sizes.device) if shared and count < cap else sizes[count - 1]
+        for sizes, count, cap in zip(ordered, lost(place), most, strict=True)
     ]
+
+
+def _no_larger(weight: Tensor, cut: Tensor) -> int:
+    larger = [
+        torch.gt(piece.abs(), cut, out=torch.empty_like(piece)).sum(dtype=torch.float64)  # bools are slow to count
+        for (piece,) in pieces(weight)
+    ]
+    return weight.numel() - int(torch.stack(larger).sum())
 
 
 def _lamp_scores(ordered: Tensor) -> Tensor:
@@ -137,14 +209,6 @@ def cut_and_splice(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
     return (
         (size <= threshold).logical_not_().logical_and_((size <= SPLICE * threshold).logical_not_().logical_or_(mask))
     )
-
-
-def _threshold(sizes: Tensor, sparsity: float) -> Tensor:
-    """Largest magnitude to cut; negative if nothing is to be."""
-    cut = round(sparsity * sizes.numel())
-    if cut == 0:
-        return sizes.new_tensor(-1.0)
-    return sizes.kthvalue(cut).values
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_effnn.compression.layer import Layer, blend, select
+from lightning_effnn.compression.layer import Layer, cut_and_splice_, select
+from lightning_effnn.compression.pruning import cut_and_splice
 from lightning_effnn.formats import PowerOfTwo, RecentralizedPowerOfTwo
 from lightning_effnn.quantization.sites import weight_sites
 
@@ -23,20 +24,30 @@ def layer(**kw):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_selection_and_blend_are_where_bit_for_bit(dtype):
-    x, other = numbers(dtype), numbers(dtype).flip(0)
+def test_selection_is_where_bit_for_bit(dtype):
+    x = numbers(dtype)
     mask = torch.rand(x.shape) > 0.5
     bits = torch.int64 if dtype == torch.float64 else torch.int32 if dtype == torch.float32 else torch.int16
     assert torch.equal(select(mask, x).view(bits), torch.where(mask, x, 0.0).view(bits))
-    blended = torch.where(x.abs() >= 0.5, x, other)
-    assert torch.equal(blend(x.abs(), 0.5, x, other).view(bits), blended.view(bits))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", [-1.0, 0.25, 0.5])
+def test_quick_surgery_is_surgery(dtype, threshold):
+    x = numbers(dtype)
+    x, mask = x[x != 0], torch.rand(int((x != 0).sum())) > 0.5
+    expected, kept, into = cut_and_splice(x, mask, torch.tensor(threshold, dtype=dtype)), mask.clone(), x.clone()
+    cut_and_splice_(x, kept, threshold, into)
+    clear = (x.abs() - 1.1 * threshold).abs() > 0.01  # 1.1 is another number in each dtype
+    assert torch.equal(kept[clear], expected[clear])
+    assert torch.equal(into.nan_to_num(), torch.where(kept, x, 0.0).nan_to_num())
+    assert into.isnan().sum() == x.isnan().sum()
 
 
 def test_weights_in_any_order_of_memory_are_selected():
     x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     mask = torch.rand(2, 3, 4, 4) > 0.5
     assert torch.equal(select(mask, x), torch.where(mask, x, 0.0))
-    assert torch.equal(blend(x.abs(), 0.5, x, -x), torch.where(x.abs() >= 0.5, x, -x))
 
 
 @pytest.mark.parametrize("rounded_from", [0.0, 0.05, float("inf")])

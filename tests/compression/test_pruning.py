@@ -118,3 +118,25 @@ def test_the_cubic_schedule_rises_from_zero_to_the_end():
     assert values[-1] == 0.9
     assert values == sorted(values)
     assert cubic_sparsity(0.9, 2.0) == 0.9
+
+
+@pytest.mark.parametrize("scope", ["lamp", "global", "layer"])
+def test_of_many_weights_samples_give_the_asked_share(scope):
+    torch.manual_seed(0)
+    weights = [torch.randn(1500, 1000), torch.randn(900, 1001) * 3.0, torch.randn(64, 3, 3, 3)]
+    assert sum(weight.numel() for weight in weights) > 2**21
+    for sparsity in (0.3, 0.9):
+        masks = update_masks(weights, [torch.ones_like(w, dtype=torch.bool) for w in weights], sparsity, "dns", scope)
+        kept = [int(mask.sum()) for mask in masks]
+        assert 1 - sum(kept) / sum(weight.numel() for weight in weights) == pytest.approx(sparsity, abs=1e-3)
+        if scope == "layer":
+            assert kept[1] / weights[1].numel() == pytest.approx(1 - sparsity, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [3000, 3_000_000])
+def test_a_layer_of_small_weights_keeps_a_third_of_the_average_density(size):
+    torch.manual_seed(0)
+    small, large = torch.randn(size // 3) * 0.01, torch.randn(2 * size // 3)
+    masks = update_masks([small, large], [torch.ones_like(w, dtype=torch.bool) for w in (small, large)], 0.7)
+    assert masks[0].float().mean() == pytest.approx(0.1, abs=0.005)
+    assert 1 - torch.cat(masks).float().mean() == pytest.approx(0.7, abs=1e-3)

@@ -119,7 +119,10 @@ def _the_equation_counts(run: Run) -> None:
 PLANE = plane(32)
 """For the last linear layer, whose inputs are taken for coordinates."""
 
-_MANUAL = {"manual optimisation": "automatic_optimization", "several optimisers": "automatic_optimization"}
+_MANUAL = dict.fromkeys(
+    ("manual optimisation", "several optimisers", "raw optimiser", "optimiser in the backward pass"),
+    "automatic_optimization",
+)
 
 CASES = [
     Case(
@@ -191,11 +194,11 @@ def _network(base: Any) -> type:
     class Network(base.LightningModule):
         """Two convolutions with batch norm and a linear layer; logs ``val_loss``."""
 
-        def __init__(self, optimizers: int = 1, manual: bool = False):
+        def __init__(self, optimizers: int = 1, manual: bool = False, raw: bool = False):
             super().__init__()
             self.a = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
             self.b = nn.Sequential(nn.Conv2d(4, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
-            self.count, self.automatic_optimization, self.steps = optimizers, not manual, 0
+            self.count, self.automatic_optimization, self.steps, self.raw = optimizers, not manual, 0, raw
             self.example_input_array = torch.zeros(1, 1, 8, 8)
 
         def forward(self, x):
@@ -207,7 +210,7 @@ def _network(base: Any) -> type:
         def training_step(self, batch, batch_idx):
             if self.automatic_optimization:
                 return self.loss(batch)
-            optimizers = self.optimizers()
+            optimizers = self.optimizers(use_pl_optimizer=not self.raw)
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
             for optimizer in optimizers:
                 optimizer.zero_grad()

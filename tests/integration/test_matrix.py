@@ -65,6 +65,35 @@ def _(case, folder):
     same_as_plain(case, run, folder, model=network(manual=True, optimizers=2))
 
 
+@feature("raw optimiser")
+def _(case, folder):
+    """steps that Lightning does not see end as those that it sees, bit for bit"""
+    run = fit(case, folder, model=network(manual=True, raw=True))
+    assert run.trainer.global_step == 0
+    assert equal_states(run.model, fit(case, folder, model=network(manual=True)).model)
+
+
+@feature("optimiser in the backward pass")
+def _(case, folder):
+    """one for each parameter, which steps as soon as its gradient is there: as one for all, bit for bit"""
+
+    def step(optimizer):
+        def stepping(_):
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return stepping
+
+    model = network(manual=True)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step(torch.optim.Adam([parameter], 0.02)))
+    model.configure_optimizers = lambda: None
+    model.optimizers = lambda **_: []
+    model.training_step = lambda batch, batch_idx: model.manual_backward(model.loss(batch))
+    run = fit(case, folder, model=model)
+    assert equal_states(run.model, fit(case, folder, model=network(manual=True)).model)
+
+
 @feature("gradient accumulation")
 def _(case, folder):
     """as few optimiser steps as asked for"""
@@ -149,11 +178,28 @@ def _(case, folder):
     assert found["val_loss"] == float(checkpoint.best_model_score)
 
 
+@feature('ckpt_path="best"')
+def _(case, folder):
+    """tested with the best checkpoint, in the same Trainer, the network is the one that was validated"""
+    checkpoint = ModelCheckpoint(folder, monitor="val_loss", filename="{epoch}")
+    run = fit(case, folder, others=[checkpoint], enable_checkpointing=True)
+    (found,) = run.trainer.test(run.model, loader(2), ckpt_path="best", verbose=False)
+    assert found["test_loss"] == float(checkpoint.best_model_score)
+
+
 @feature("EarlyStopping")
 def _(case, folder):
     """a fit that stops early keeps the promise all the same"""
     run = fit(case, folder, others=[EarlyStopping("val_loss", mode="max", patience=1, min_delta=100.0)])
     assert run.trainer.current_epoch == 2
+    assert run.trainer.should_stop
+
+
+@feature("max_time")
+def _(case, folder):
+    """a fit whose time is over keeps the promise all the same"""
+    run = fit(case, folder, epochs=10_000, max_time={"seconds": 2})
+    assert 0 < run.trainer.current_epoch < 10_000
     assert run.trainer.should_stop
 
 
