@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, channels, height, width]`` to four times ``width`` channels."""
-        return (self.body(x) + self.shortcut(x)).relu()
+        return torch.relu(self.body(x) + self.shortcut(x))
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
@@ -105,7 +105,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[batch, length]`` to classes."""
         places = torch.arange(x.shape[1], device=x.device)
-        return self.classifier(self.layers(self.tokens(x) + self.places(places))[:, 0])
+        scores: Tensor = self.classifier(self.layers(self.tokens(x) + self.places(places))[:, 0])
+        return scores
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {

@@ -51,7 +51,8 @@ class Words(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Words ``[batch, length]`` to classes."""
-        return self.classifier(self.layers(self.embedding(x)).mean(1))
+        scores: Tensor = self.classifier(self.layers(self.embedding(x)).mean(1))
+        return scores
 
 
 def _words() -> tuple[TensorDataset, TensorDataset]:
@@ -144,7 +145,7 @@ def _accuracy(task: Task, sparsity: float, floor: tuple[Any, float] | None, seed
     train, held_out = data()
     torch.manual_seed(seed)
     model, kept = _Classifier(build(), lr), pruning.FLOOR
-    callbacks = [] if floor is None else [FocusedCompression(sparsity, scope=floor[0])]
+    callbacks: list[L.Callback] = [] if floor is None else [FocusedCompression(sparsity, scope=floor[0])]
     pruning.FLOOR = kept if floor is None else floor[1]
     try:
         L.Trainer(
