@@ -27,6 +27,7 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
+from lightning_effnn.formats.tagging import aside
 from lightning_effnn.quantization import Attachment, Selection, activation_sites, strip_, weight_sites
 from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 
@@ -371,7 +372,8 @@ class FocusedCompression(Callback):
         """Once compression is over, whoever exchanges weights for a validation is told what they have become."""
         if self._finished and batch_idx == 0 and dataloader_idx == 0:
             assert self.projector is not None
-            self.projector.project()
+            with aside():  # a trace that is open already sees the weights, not how they came
+                self.projector.project()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Say of which stage the network is that was validated."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -36,6 +37,9 @@ def things_of_the_reader():
         "SpongeTraining": SpongeTraining, "SpongeEvaluation": SpongeEvaluation,
         "EnergyGuardProfile": EnergyGuardProfile,
         "energy_of": lambda texts: [float(len(set(text))) for text in texts], "alphabet": "abc",
+        "batches": images.split(8), "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "loss_of": lambda model, batch: model(batch).square().mean(), "ModelCheckpoint": ModelCheckpoint,
+        "EarlyStopping": EarlyStopping,
         "sentences": ["ab", "ca"], "MyLayer": type("MyLayer", (nn.Module,), {}),
     }  # fmt: skip
 

@@ -62,7 +62,7 @@ def test_a_network_whose_cost_is_the_same_in_all_batches_agrees(run, capsys):
     assert code == 0
     assert set(rows["linear"]["deviation"].values()) == {0.0}
     assert (rows["linear"]["macs"], rows["linear"]["to hand"]) == (45, 1.0)
-    assert "1 of 1 equal to 0.1%; 0 refused, 0 failed" in capsys.readouterr().out
+    assert "1 of 1 equal to 0.1%; 0 others with a note of the trace; 0 refused, 0 failed" in capsys.readouterr().out
 
 
 def test_a_network_that_does_more_a_sample_in_larger_batches_is_found(run, capsys):
