@@ -153,6 +153,8 @@ class FocusedCompression(Callback):
         self._following: Following | None = None
         self._finished = False  # while the last validation runs
         self._waiting: list[tuple[Any, str]] = []
+        self._last: Callable[[], None] | None = None  # our hook at the end of the training
+        self._replaced: Callable[[], None] | None = None  # the module's own, where it had one as an attribute
         self._pruned = -1  # last of the PRUNING_STEPS done
         self._rounded = -1  # last of the FRACTIONS done
 
@@ -225,7 +227,7 @@ class FocusedCompression(Callback):
         self._pruned, self._rounded = (-1, -1) if saved is None else (saved["pruned"], saved["rounded"])
         self._take_off()
         if saved is not None:
-            restore_uses_(pl_module, saved["weights"])
+            restore_uses_(pl_module, saved.get("weights", {}))
         self._selection = selection_of(trainer, pl_module, self)
         self._excluded = self._selection.excluded
         self.projector = Projector(
@@ -266,6 +268,7 @@ class FocusedCompression(Callback):
         if self._first is not None and self._first.close(trainer):
             assert self._selection is not None
             self.projector.take(self._selection.sites or weight_sites(pl_module, self.include, self.exclude))
+            check_rounds_alone(trainer, pl_module, self)  # of the weights that are known now
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Follow each step of each optimiser."""
@@ -322,8 +325,8 @@ class FocusedCompression(Callback):
         saved, self._saved = self._saved, None
         self._check_resumed(saved)
         self._take_off()
-        restore_uses_(pl_module, saved["weights"])
-        self._excluded = saved["excluded"]
+        restore_uses_(pl_module, saved.get("weights", {}))
+        self._excluded = saved.get("excluded", self.exclude)
         if saved["activations"] is not None:
             self._round_activations(pl_module, saved["activations"])
         if saved.get("stage", 3) < 3:
@@ -406,11 +409,18 @@ class FocusedCompression(Callback):
         own = pl_module.on_train_end
 
         def last() -> None:
-            vars(pl_module).pop("on_train_end", None)
+            self._put_back(pl_module)
             own()
             self._finish(trainer, pl_module)
 
-        pl_module.on_train_end = last
+        self._replaced = vars(pl_module).get("on_train_end")
+        pl_module.on_train_end = self._last = last
+
+    def _put_back(self, pl_module: Any) -> None:
+        """Leave the module the hook that it had."""
+        if self._last is not None and vars(pl_module).pop("on_train_end", None) is not None and self._replaced:
+            pl_module.on_train_end = self._replaced
+        self._last = self._replaced = None
 
     def _finish(self, trainer: Any, pl_module: Any) -> None:
         assert self.projector is not None
@@ -473,7 +483,7 @@ class FocusedCompression(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the model usable: with its projected weights, and nothing on it."""
-        vars(pl_module).pop("on_train_end", None)
+        self._put_back(pl_module)
         if self.projector is not None:
             self.projector.capture()
         if self._attachment is not None:

@@ -307,6 +307,7 @@ class LowPrecisionSearch(Callback):
             run()
         error = share(trainer, pl_module, finder.error)
         self._excluded = selection.excluded
+        check_rounds_alone(trainer, pl_module, self)  # of the weights that are known now
         if self.weights:
             tell(type(self).__name__, selection, error)
 

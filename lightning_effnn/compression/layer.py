@@ -30,7 +30,7 @@ class Layer:
     of surgery, while it goes on; ``grows`` says whether cut weights keep their latent values.
 
     The parameter holds the latent values (``projected`` is False) or what :meth:`write` has written there. What anybody
-    else has written there since is found by :meth:`unchanged` and taken over by :meth:`adopt`.
+    else has written there since is found by :meth:`check` and taken over by :meth:`adopt`.
     """
 
     site: Site
@@ -221,6 +221,7 @@ class Layer:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only; the latent values include what somebody else has written since."""
+        self.follow()
         latent = (self.latent if self.projected else self.site.parameter.detach()).clone()
         if self.projected and not bool(self.check()[0]):
             self.adopt(latent)

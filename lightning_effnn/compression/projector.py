@@ -153,6 +153,8 @@ class Projector:
         """Take over what somebody else has written into these layers; which of them it was."""
         if not layers:
             return []
+        for layer in layers:
+            layer.follow()
         device = layers[0].latent.device
         checks = torch.stack([layer.check().to(device) for layer in layers]).tolist()  # one synchronisation for all
         changed = [layer for layer, (same, _) in zip(layers, checks, strict=True) if not same and layer.adopt()]

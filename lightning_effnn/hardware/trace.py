@@ -42,6 +42,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_effnn._shown import show_all
 from lightning_effnn._tables import html_table
 from lightning_effnn.formats.declared import declared_parameters
 from lightning_effnn.hardware.operation import Operation, UnknownOperation
@@ -53,7 +54,7 @@ from lightning_effnn.hardware.tracing.evidence import says_steps_first
 from lightning_effnn.hardware.tracing.leaves import LeafCall, LeafDraft, is_leaf, measure
 from lightning_effnn.hardware.tracing.modules import Frame, ModuleStack
 from lightning_effnn.hardware.tracing.recorder import Recorder
-from lightning_effnn.hardware.tracing.run import check_initialised, named_arguments, run_once, show_all
+from lightning_effnn.hardware.tracing.run import check_initialised, named_arguments, run_once
 from lightning_effnn.hardware.tracing.seen import StoredWeight
 
 __all__ = ["LeafCall", "StoredWeight", "Trace", "Tracer", "trace"]

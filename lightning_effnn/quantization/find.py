@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lightning_effnn._shown import show_all
 from lightning_effnn.quantization.lineage import Lineage, Source, Sources
 from lightning_effnn.quantization.probe import as_in_inference
 from lightning_effnn.quantization.products import RECURRENT, Factor, factors, tensors_in
@@ -118,12 +117,7 @@ class WeightFinder:
         if self._watch is None:
             self._watch = _Watch(self.model)
         with ExitStack() as stack:
-            # Compiled models and the fused encoder layer would hide what they multiply.
-            if "torch._dynamo" in sys.modules:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if torch.backends.mha.get_fastpath_enabled():
-                torch.backends.mha.set_fastpath_enabled(False)
-                stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+            show_all(stack)
             stack.callback(register_module_forward_pre_hook(self._watch.enter).remove)
             stack.callback(register_module_forward_hook(self._watch.leave, always_call=True).remove)
             stack.enter_context(self._watch)

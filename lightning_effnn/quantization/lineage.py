@@ -7,6 +7,7 @@ and is not followed. Memory is known by its storage, which views share.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -87,14 +88,17 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(tensor, Tensor):
                     self._learn(tensor, {})
         self._own: set[int] = set()  # storages of parameters: who writes into one trains it
+        held = Counter(self._key(parameter) for parameter in model.parameters())
         for parameter in model.parameters():
+            key = self._key(parameter)
+            if key is not None:
+                self._own.add(key)
+            if held[key] > 1:  # several in one piece of memory: their modules' classes tell what they are
+                continue
             places = enumerate(zip(parameter.stride(), parameter.shape, strict=True))
             width = parameter.element_size()
             digits = tuple(Digit(stride * width, size, axis) for axis, (stride, size) in places if size > 1)
             self._learn(parameter, {id(parameter): Source(id(parameter), digits)})
-            key = self._key(parameter)
-            if key is not None:
-                self._own.add(key)
 
     def sources(self, tensor: Tensor) -> Sources | None:
         """The parameters that ``tensor`` comes from; ``None`` if it is no constant."""
@@ -157,10 +161,13 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.copied(source, tensor)
         made = self._made(func, name, bool(macs), args, inputs)
         seen = {self._key(tensor) for tensor in inputs}
+        named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         written = {
             self._key(value)
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor)
+            for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for value in [named.get(argument.name)]
+            if isinstance(value, Tensor)
         }
         for tensor in tensors_in(result):
             key = self._key(tensor)

@@ -212,3 +212,15 @@ def test_a_fit_stopped_for_nan_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"NaN or infinity in net\.0\.weight"):
         fit([stopping, compression(export=tmp_path / "model.effnn")], model=Diverges())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_hook_that_the_module_has_as_an_attribute_stays_its_own():
+    model, called = Net(), []
+
+    def own():
+        called.append(1)
+
+    model.on_train_end = own
+    fit([FocusedCompression(0.5)], epochs=2, model=model)
+    assert called == [1]
+    assert vars(model)["on_train_end"] is own

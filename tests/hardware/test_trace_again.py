@@ -136,3 +136,23 @@ def test_results_of_an_operation_may_not_follow_from_its_arguments():
     x = torch.arange(8.0).repeat(4, 1)
     sizes = [o.elements_out * o.repeats for o in _trace(Picks, x, batch_size=4).operations if o.op == "exp"]
     assert sum(sizes) == 4 * (7 + 6 + 5 + 4 + 3 + 2)
+
+
+class Learns(nn.Module):
+    """Zeros of all steps of all samples, before and after it is known that this is what is in a batch."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.lin, self.times = nn.Linear(8, 8), times
+
+    def forward(self, x):
+        number, steps, _ = x.shape
+        for _ in range(self.times):
+            torch.zeros(number * steps, 8)
+        rows = x.view(number * steps, 8)
+        return self.lin(torch.zeros(number * steps, 8)) + rows
+
+
+def test_what_a_view_teaches_holds_for_calls_that_came_before_it():
+    counts = [hardware.trace(Learns(times), torch.rand(6, 5, 8)).macs for times in range(4)]
+    assert counts == [5 * 8 * 8] * 4

@@ -74,6 +74,7 @@ def test_the_config_holds_every_parameter_of_every_callback(run):
         "callback": "FocusedCompression", "sparsity": 0.6, "bits": 5, "prune": [0.0, 0.4], "quantize": [0.4, 0.7],
         "method": "dns", "scope": "global", "separation": 2.0, "include": None, "exclude": None, "activations": None,
         "export": str(run[1] / "model.effnn"), "other": "fp32", "prefix": "compress",
+        "best_of_compressed": False,
     }  # fmt: skip
     assert config["search"]["warmup"] == 0.0
     assert config["search"]["activations"] == [4, 8]

@@ -594,3 +594,38 @@ def test_full_covered_models_say_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quantize_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)), "W8A8")
+
+
+def test_of_parameters_in_one_piece_of_memory_the_classes_tell():
+    net = nn.Sequential(nn.LSTM(8, 8), Last(), nn.Linear(8, 4))
+    before = {site.name for site in weight_sites(net)}
+    whole, start = torch.cat([p.detach().flatten() for p in net.parameters()]), 0
+    for parameter in net.parameters():
+        parameter.data = whole[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+    find_weights_(net, torch.rand(3, 2, 8))
+    assert {site.name for site in weight_sites(net)} == before
+
+
+class Last(nn.Module):
+    def forward(self, found):
+        return found[0][-1]
+
+
+class Into(nn.Module):
+    """A product written where there is memory for it, and another."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        into = torch.empty(len(x), 8)
+        torch.mm(x, self.one, out=into)
+        return into @ self.two
+
+
+def test_what_is_written_into_an_argument_depends_on_what_was_read():
+    net = Into().requires_grad_(False)
+    find_weights_(net, torch.rand(2, 8))
+    assert {site.name for site in weight_sites(net)} == {"one", "two"}

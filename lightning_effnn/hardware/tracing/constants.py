@@ -24,7 +24,7 @@ def reads(seen: Seen, piece: Piece, backward: bool, constants: Mapping[str, tupl
     for tensor, record, spots in seen.looked:
         if record is None or record.tainted or not tensor.dim() or (backward and record.computed):
             continue
-        name = record.parameter or ""
+        name = record.name_of(tensor)
         factor = isinstance(piece, Product) and any(tensor is t for t in (piece.weight, piece.input))
         elements, is_parameter = constants.get(name, (0, False))
         if not (is_parameter or factor) or (not name and tensor is not piece.weight):  # type: ignore[union-attr]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor, nn
 
@@ -226,10 +226,3 @@ def _of_attention(number: int, tensor: Tensor, dim: int) -> Hashable | None:
     if number > 2:  # a mask [..., queries, keys]
         return "queries" if at == -2 else "keys"
     return None if at == -1 else ("queries" if number == 0 else "keys")
-
-
-def labels_of(looked: Looked) -> Iterator[Label]:
-    """Every label that is read."""
-    for _, _, spots in looked:
-        for spot in spots:
-            yield spot.label

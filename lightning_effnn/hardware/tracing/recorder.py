@@ -65,6 +65,8 @@ class Recorder:
             owned += [(f"{prefix}.{n}".lstrip("."), t, False) for n, t in vars(module).items() if isinstance(t, Tensor)]
         for name, tensor, is_parameter in owned:
             record = self.book.of(tensor)
+            if record is not None and is_parameter and tensor.layout is torch.strided:
+                record.parts = tuple(sorted({*record.parts, (tensor.storage_offset(), clean_name(name))}))
             if record is not None and (record.parameter is None or is_parameter):
                 record.parameter = clean_name(name)
                 self._constants[record.parameter] = (stored_elements(tensor), is_parameter)
@@ -234,6 +236,10 @@ class Recorder:
         record = self.book.of(tensor)
         return record is not None and (record.tainted or bool(self.spots(tensor, record)))
 
+    def _extents(self) -> tuple[object, ...]:
+        """All extents that tell of the batch."""
+        return (self._sizes, *self._merged.items())
+
     def follows(self, name: str) -> bool:
         """Whether :meth:`view` wants to know of a view."""
         return bool(self._sizes) and (
@@ -303,7 +309,7 @@ class Recorder:
         """
         if self._expanded and any(tensor in self._expanded for tensor in inputs):
             return None
-        met = key_of(func, arguments, inputs, self.book, place, self._sizes)
+        met = key_of(func, arguments, inputs, self.book, place, self._extents())
         if met is None:
             return None
         try:
@@ -368,7 +374,7 @@ class Recorder:
             met: the call, if it came before.
         """
         results = None if met is None else results_of(call.outputs, met.records, self.book)
-        sizes = self._sizes
+        sizes = self._extents()
         self._forget(call)
         evidence.meet(call, seen.looked, place.name)
         if not call.backward:
@@ -393,7 +399,7 @@ class Recorder:
         if len(self.drafts) > start:
             self._wrote(records, seen.sources)
             self._wrote_parts(pieces, start)
-        if met is not None and results is not None and sizes == self._sizes:
+        if met is not None and results is not None and sizes == self._extents():
             self._remember(met, results, call, seen, pieces, self.drafts[start:])
 
     def pass_on(self, call: Call, seen: Seen) -> None:

@@ -64,6 +64,7 @@ class Record:
         drawn: whether they are random numbers.
         producer: index of the recorded operation that wrote the present values.
         parameter: name of the parameter or buffer it is, or is computed from alone.
+        parts: where each parameter begins, where several share the memory (recurrent layers on an accelerator).
         computed: whether it is computed from it.
         values: identity of the record whose values these are too, in another order of memory; 0 for its own.
         axes: where the batch lies in it.
@@ -79,6 +80,7 @@ class Record:
     drawn: bool = False
     producer: int | None = None
     parameter: str | None = None
+    parts: tuple[tuple[int, str], ...] = ()
     computed: bool = False
     values: int = 0
     axes: tuple[Axis, ...] = ()
@@ -86,6 +88,12 @@ class Record:
     active: tuple[Label, ...] = ()
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
+
+    def name_of(self, tensor: Tensor) -> str:
+        """The parameter that a tensor in this memory is, or is computed from; empty if there is none."""
+        if self.computed or len(self.parts) < 2:
+            return self.parameter or ""
+        return max((part for part in self.parts if part[0] <= tensor.storage_offset()), default=(0, ""))[1]
 
     @property
     def identity(self) -> int:
