@@ -66,7 +66,7 @@ class Recorder:
         for name, tensor, is_parameter in owned:
             record = self.book.of(tensor)
             if record is not None and is_parameter and tensor.layout is torch.strided:
-                record.parts = tuple(sorted({*record.parts, (tensor.storage_offset(), clean_name(name))}))
+                record.parts = tuple(sorted({*record.parts, (int(tensor.storage_offset()), clean_name(name))}))
             if record is not None and (record.parameter is None or is_parameter):
                 record.parameter = clean_name(name)
                 self._constants[record.parameter] = (stored_elements(tensor), is_parameter)
