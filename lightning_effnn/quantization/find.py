@@ -42,6 +42,7 @@ def find_weights_(model: nn.Module, *inputs: Any, **kwargs: Any) -> Selection:
         RuntimeError: if an operation of the run could not be looked at.
         ValueError: if the model has uninitialised lazy modules.
 
+    >>> import torch
     >>> class Experts(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
