@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from lightning_effnn._exchanged import Exchanged
 from lightning_effnn.callbacks._refusals import check_whole_weights
 from lightning_effnn.callbacks._reporting import log_parameters
 
@@ -31,11 +32,11 @@ class LossTerm:
 
     def __init__(self, pl_module: Any, term: Term) -> None:
         self.pl_module, self.term = pl_module, term
-        self._own = pl_module.__dict__.get(_WRAPPED)
+        self._exchanged = Exchanged()
         self._step = pl_module.training_step
         # whose signature counts, and what is looked at for being overridden
         self.__wrapped__ = inspect.unwrap(self._step)
-        pl_module.__dict__[_WRAPPED] = self
+        self._exchanged.exchange(pl_module, _WRAPPED, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step, then the term."""
@@ -58,11 +59,7 @@ class LossTerm:
 
     def remove(self) -> None:
         """Give the module its own step back."""
-        if self.pl_module.__dict__.get(_WRAPPED) is self:
-            if self._own is None:
-                del self.pl_module.__dict__[_WRAPPED]
-            else:
-                self.pl_module.__dict__[_WRAPPED] = self._own
+        self._exchanged.put_back()
 
 
 class AddsToLoss(Callback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_effnn._exchanged import Exchanged
+from lightning_effnn.callbacks._after_training import after_training, validated
 from lightning_effnn.callbacks._first_batches import FirstBatches, selection_of, tell
 from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
 from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
 from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
+from lightning_effnn.callbacks._waiting import let_wait
 from lightning_effnn.compression import (
     CompressionReport,
     Following,
@@ -152,9 +155,8 @@ class FocusedCompression(Callback):
         self._saved: dict[str, Any] | None = None  # a checkpoint's state, until the model is there
         self._following: Following | None = None
         self._finished = False  # while the last validation runs
-        self._waiting: list[tuple[Any, str]] = []
-        self._last: Callable[[], None] | None = None  # our hook at the end of the training
-        self._replaced: Callable[[], None] | None = None  # the module's own, where it had one as an attribute
+        self._waiting = Exchanged()  # hooks of callbacks that monitor a metric
+        self._last = Exchanged()  # the module's hook at the end of the training
         self._pruned = -1  # last of the PRUNING_STEPS done
         self._rounded = -1  # last of the FRACTIONS done
 
@@ -198,12 +200,12 @@ class FocusedCompression(Callback):
         check_whole_weights(trainer, self)
         check_end(trainer, self, self._pruning, self._quantizing)
         if self.best_of_compressed:
-            self._let_wait(trainer)
+            self._waiting.put_back()
+            self._waiting = let_wait(trainer, lambda: self.stage == 3)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave other callbacks and torch's optimisers as they were."""
-        self._release()
-        self._wait_no_more()
+        """Leave the module, other callbacks and torch's optimisers as they were."""
+        self._let_go()
 
     def rounds(self, pl_module: Any) -> set[str]:
         """Names of the weights and activations that have to be left alone by others."""
@@ -406,21 +408,7 @@ class FocusedCompression(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Settle on the formats, and validate what that changes: after all that others do at the end of training."""
-        own = pl_module.on_train_end
-
-        def last() -> None:
-            self._put_back(pl_module)
-            own()
-            self._finish(trainer, pl_module)
-
-        self._replaced = vars(pl_module).get("on_train_end")
-        pl_module.on_train_end = self._last = last
-
-    def _put_back(self, pl_module: Any) -> None:
-        """Leave the module the hook that it had."""
-        if self._last is not None and vars(pl_module).pop("on_train_end", None) is not None and self._replaced:
-            pl_module.on_train_end = self._replaced
-        self._last = self._replaced = None
+        self._last = after_training(pl_module, lambda: self._finish(trainer, pl_module))
 
     def _finish(self, trainer: Any, pl_module: Any) -> None:
         assert self.projector is not None
@@ -454,15 +442,12 @@ class FocusedCompression(Callback):
         return self.projector.finish() or stage < 3
 
     def _validate(self, trainer: Any) -> dict[str, float]:
-        """Run the fit's own validation once more; what it logs."""
+        """Validate once more; what that logs, but for our own figures."""
         self._finished = True
-        trainer.validating = True
         try:
-            results = trainer.fit_loop.epoch_loop.val_loop.run()
+            logged = validated(trainer)
         finally:
-            trainer.training = True
             self._finished = False
-        logged = {name: float(value) for result in results for name, value in result.items()}
         return {name: value for name, value in logged.items() if not name.startswith(f"{self.prefix}/")}
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -483,37 +468,11 @@ class FocusedCompression(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the model usable: with its projected weights, and nothing on it."""
-        self._put_back(pl_module)
         if self.projector is not None:
             self.projector.capture()
         if self._attachment is not None:
             strip_(pl_module)
-        self._release()
-        self._wait_no_more()
-
-    # other callbacks
-
-    def _let_wait(self, trainer: Any) -> None:
-        """Let callbacks that monitor a metric see compressed networks only."""
-        self._wait_no_more()
-        for callback in trainer.callbacks:
-            if getattr(callback, "monitor", None) is None:
-                continue
-            for name in ("on_train_batch_end", "on_validation_end", "on_train_epoch_end"):
-                setattr(callback, name, self._once_compressed(getattr(callback, name)))
-                self._waiting.append((callback, name))
-
-    def _once_compressed(self, hook: Callable[..., None]) -> Callable[..., None]:
-        def asked(*args: Any, **kwargs: Any) -> None:
-            if self.stage == 3:
-                hook(*args, **kwargs)
-
-        return asked
-
-    def _wait_no_more(self) -> None:
-        for callback, name in self._waiting:
-            vars(callback).pop(name, None)
-        self._waiting.clear()
+        self._let_go()
 
     def save(self, pl_module: Any, path: str | Path, *, write: bool = True) -> None:
         """Write the compressed network now, and give the model the values that the file holds.
@@ -550,3 +509,8 @@ class FocusedCompression(Callback):
         if self._following is not None:
             self._following.remove()
             self._following = None
+
+    def _let_go(self) -> None:
+        self._release()
+        self._waiting.put_back()
+        self._last.put_back()

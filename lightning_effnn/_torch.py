@@ -70,11 +70,19 @@ def is_composite(func: Any) -> bool:
     return bool(_dispatch_has_kernel_for_dispatch_key(name, DispatchKey.CompositeImplicitAutograd))
 
 
+def strided(tensor: Tensor) -> Tensor:
+    """``tensor`` itself, or the values of a sparse one."""
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+
+
 def storage_key(tensor: Tensor) -> tuple[int, Any]:
-    """The address of a strided tensor's storage object, and the storage.
+    """The address of the storage object of a tensor, or of a sparse one's values, and the storage.
 
     Raises:
-        NotImplementedError, RuntimeError: the tensor has no storage of its own (functorch's wrappers).
+        NotImplementedError, RuntimeError, AttributeError: the tensor has no storage of its own (functorch's wrappers,
+            packed layouts).
     """
-    storage = tensor.untyped_storage()
+    storage = strided(tensor).untyped_storage()
     return storage._cdata, storage

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lightning_effnn._exchanged import Exchanged
+
 if TYPE_CHECKING:
     from lightning_effnn.compression.layer import Layer
     from lightning_effnn.compression.projector import Projector
@@ -40,7 +42,7 @@ class Following:
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
         ]
-        self._wrapped: list[tuple[Any, str]] = []
+        self._exchanged = Exchanged()
         for optimizer in optimizers:
             if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
                 self._wrap(optimizer, "train")
@@ -51,9 +53,7 @@ class Following:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for optimizer, name in self._wrapped:
-            vars(optimizer).pop(name, None)
-        self._wrapped.clear()
+        self._exchanged.put_back()
 
     def __enter__(self) -> Following:
         return self
@@ -110,5 +110,4 @@ class Following:
             finally:
                 self._projector.capture(layers)
 
-        setattr(optimizer, name, exchange)
-        self._wrapped.append((optimizer, name))
+        self._exchanged.exchange(optimizer, name, exchange)

@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lightning_effnn._tables import ReportTable
-from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode
+from lightning_effnn._torch import StorageWeakRef, TorchDispatchMode, storage_key
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.quantization.hooks import hosts_of
 from lightning_effnn.quantization.lineage import Lineage
@@ -236,9 +235,9 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._parameters[key] = name
 
     def _key(self, tensor: Tensor) -> int:
-        storage = _plain(tensor).untyped_storage()
-        self._kept.setdefault(storage._cdata, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
-        return int(storage._cdata)
+        key, storage = storage_key(tensor)
+        self._kept.setdefault(key, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        return key
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self._thread:  # these hooks are called for the modules of all threads
@@ -247,9 +246,3 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         if threading.get_ident() == self._thread:
             self._stack.pop()
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.strided:
-        return tensor
-    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()

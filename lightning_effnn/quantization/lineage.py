@@ -259,8 +259,6 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _key(self, tensor: Tensor) -> int | None:
         """What is the same for tensors in the same memory; ``None`` for those that have none of their own."""
         try:
-            if tensor.layout is not torch.strided:
-                tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
             key, storage = storage_key(tensor)
         except (NotImplementedError, RuntimeError, AttributeError):  # functorch's wrappers, packed layouts
             return None

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_effnn._random import random_state_kept
+from lightning_effnn._shown import show_all
 from lightning_effnn._threads import kept
 from lightning_effnn.quantization.hooks import hosts_of
 
@@ -34,9 +35,7 @@ def as_in_inference(model: nn.Module) -> Iterator[None]:
     states = [(q, q.training, copy.deepcopy(q.state_dict())) for q in quantizers.values() if q is not None]
     with ExitStack() as stack:
         stack.enter_context(random_state_kept(p.device for p in model.parameters()))
-        if torch.backends.mha.get_fastpath_enabled():
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+        show_all(stack)
         # Recurrent layers and attention then run as the products they consist of.
         onednn = torch._C._get_mkldnn_enabled()
         # Not flags(), which sets what it was not asked to, and warns.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_effnn._torch import FakeTensor, StorageWeakRef, storage_key
+from lightning_effnn._torch import FakeTensor, StorageWeakRef, storage_key, strided
 from lightning_effnn.formats import NumberFormat, format_of
 from lightning_effnn.hardware.tracing.axes import Axis, Label
 
@@ -124,7 +124,7 @@ class StorageBook:
     def of(self, tensor: Tensor) -> Record | None:
         """The record of ``tensor``'s storage; ``None`` for a tensor that has none (functorch wrappers)."""
         try:
-            key, storage = storage_key(tensor if tensor.layout is torch.strided else _plain(tensor))
+            key, storage = storage_key(tensor)
             record = self._records.get(key)
             if record is None:
                 record = self._records[key] = Record(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ class StorageBook:
         if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.is_nested:
             return None
         try:
-            tensor = _plain(tensor)
+            tensor = strided(tensor)
             return self.count_part(tensor, record, part_of(tensor))
         except (RuntimeError, NotImplementedError, TypeError):  # no values to look at: fake, meta, wrapped
             return None
@@ -187,7 +187,7 @@ class StorageBook:
 
 def stored_elements(tensor: Tensor) -> int:
     """Elements that exist in memory: an expanded axis is stored once, a sparse tensor's zeros never."""
-    tensor = _plain(tensor)
+    tensor = strided(tensor)
     if tensor.is_nested or (not tensor.is_complex() and 0 not in tensor.stride()):
         return tensor.numel()
     number = math.prod(s for s, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
@@ -209,12 +209,6 @@ def compact(tensor: Tensor) -> Tensor:
             if stride == 0 and size > 1:
                 tensor = tensor.narrow(axis, 0, 1)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.strided:
-        return tensor
-    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
 
 
 def is_counted(tensor: Tensor) -> bool:
