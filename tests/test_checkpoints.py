@@ -12,19 +12,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import Tied
 from safetensors.torch import save_file, save_model
 from torch import nn
 
 from lightning_effnn._checkpoints import is_compressed, read_checkpoint
 from lightning_effnn.compression import save_compressed
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(9, 4)
-        self.head = nn.Linear(4, 9, bias=False)
-        self.head.weight = self.embedding.weight
 
 
 class Settings:

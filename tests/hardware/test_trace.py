@@ -1,7 +1,5 @@
 """What a trace says of small models whose operations can be written down by hand."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -491,16 +489,3 @@ class TestContexts:
         with Tracer(model, example=x) as tracer:
             torch.func.vmap(torch.func.jacrev(model))(x)
         assert tracer.trace.coverage > 0.9
-
-
-def test_parameters_that_share_their_memory_are_told_apart():
-    torch.manual_seed(0)
-    apart = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    together = copy.deepcopy(apart)
-    whole, start = torch.cat([p.detach().flatten() for p in together.parameters()]), 0
-    for parameter in together.parameters():
-        parameter.data = whole[start : start + parameter.numel()].view(parameter.shape)
-        start += parameter.numel()
-    found = [trace(net, torch.rand(2, 8)) for net in (apart, together)]
-    assert [(t.macs, t.weights, t.weight_bits) for t in found] == [(128, 144, 4608)] * 2
-    assert {p.name for p in found[1].parameters} == {name for name, _ in together.named_parameters()}

@@ -1,5 +1,7 @@
 """Operations beyond the usual layers: they are counted exactly, or what could be hidden in them is said."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -259,3 +261,16 @@ def test_the_text_of_a_trace_is_short_and_its_table_escapes_names():
     assert "16 MACs" in repr(result)
     assert len(repr(result)) < 300
     assert "&lt;b&gt;" in result._repr_html_()
+
+
+def test_parameters_that_share_their_memory_are_told_apart():
+    torch.manual_seed(0)
+    apart = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    together = copy.deepcopy(apart)
+    whole, start = torch.cat([p.detach().flatten() for p in together.parameters()]), 0
+    for parameter in together.parameters():
+        parameter.data = whole[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+    found = [hardware.trace(net, torch.rand(2, 8)) for net in (apart, together)]
+    assert [(t.macs, t.weights, t.weight_bits) for t in found] == [(128, 144, 4608)] * 2
+    assert {p.name for p in found[1].parameters} == {name for name, _ in together.named_parameters()}

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from helpers import Tied
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,17 +60,6 @@ class Attention(nn.Module):
     def forward(self, x, memory=None):
         memory = x if memory is None else memory
         return self.attention(x, memory, value=memory, need_weights=False)[0]
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(10, 4)
-        self.head = nn.Linear(4, 10, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens):
-        return self.head(self.embedding(tokens))
 
 
 def tokens():

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import Tied
 from torch import nn
 
 from lightning_effnn.quantization import (
@@ -24,17 +25,6 @@ from lightning_effnn.quantization import (
 from lightning_effnn.quantization.hooks import hosts_of
 
 ROUNDS = 40
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(9, 4)
-        self.head = nn.Linear(4, 9, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens):
-        return self.head(self.embedding(tokens))
 
 
 class Recurrent(nn.Module):

@@ -120,9 +120,9 @@ class TraceMode(DispatchMode):
         self._meet_node()
         if kind.view and not self.simulated:
             result = func(*args, **kwargs)
-            if inputs and self.recorder.follows(kind.name):
+            if inputs and self.recorder.holdings.follows(kind.name):
                 call = self._call(kind, args, kwargs, inputs, result)
-                self.recorder.view(kind.name, call.arguments, inputs[0], call.outputs)
+                self.recorder.holdings.view(kind.name, call.arguments, inputs[0], call.outputs)
             return result
         seen: Seen | None = None
         met: Met | None = None
@@ -221,7 +221,7 @@ class TraceMode(DispatchMode):
             inputs=inputs,
             outputs=outputs or written,
             written=written,
-            varies=self.recorder.varies,
+            varies=self.recorder.holdings.varies,
             backward=in_backward(),
             elementwise=kind.elementwise,
             reduces=kind.reduces,

@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_effnn._torch import in_backward
 from lightning_effnn.formats import NumberFormat
 from lightning_effnn.hardware.tracing import evidence, spread, tables
-from lightning_effnn.hardware.tracing.axes import NOWHERE, ONE_ROW, Axis, Label, Spot, locate, strides_of
+from lightning_effnn.hardware.tracing.axes import NOWHERE, Axis, Label, Spot
 from lightning_effnn.hardware.tracing.batch import Batch
 from lightning_effnn.hardware.tracing.constants import reads
 from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size, Source
-from lightning_effnn.hardware.tracing.flow import inherit_axes, made_from_sizes
+from lightning_effnn.hardware.tracing.flow import inherit_axes
+from lightning_effnn.hardware.tracing.holdings import Holdings
 from lightning_effnn.hardware.tracing.memo import Key, Met, Results, Step, key_of, results_of, step_of
 from lightning_effnn.hardware.tracing.modules import clean_name
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector
@@ -52,9 +51,7 @@ class Recorder:
         self._steps: dict[Key, Step | None] = {}  # by call; of one that came once it is None
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
-        self._sizes: frozenset[int] = frozenset()
-        self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
-        self._expanded = WeakIdKeyDictionary()
+        self.holdings = Holdings(self.book)
         self._last: int | None = None
         self._last_tainted: int | None = None
         self._constants: dict[str, tuple[int, bool]] = {}
@@ -87,24 +84,8 @@ class Recorder:
     def see_batch(self, batch: Batch) -> None:
         """Take these tensors as the batch: what depends on them is rescaled."""
         self.batch = batch
-        self._sizes = batch.sizes
         self._steps.clear()
-        for tensor in batch.tensors:
-            record = self.book.of(tensor)
-            if record is not None:
-                record.tainted = True
-                record.axes = ()
-        for tensor, dim, label in batch.axes:
-            record = self.book.of(tensor)
-            if record is not None and not tensor.is_nested:
-                stride = strides_of(tensor)[dim] if label.size > 1 else NOWHERE
-                record.axes += (Axis(label, stride, label.size, label.size),)
-            elif record is not None:
-                record.axes += (Axis(label, NOWHERE, label.size, label.size),)
-        for tensor, label in batch.samples:
-            record = self.book.of(tensor)
-            if record is not None:
-                record.axes = (Axis(label, ONE_ROW if label.size > 1 else NOWHERE, 1, label.size),)
+        self.holdings.see(batch)
 
     def hear(self, name: str, tensor: Tensor) -> None:
         """Learn from a module that takes the batch as its second axis which axis that is.
@@ -116,7 +97,7 @@ class Recorder:
         batch = self.batch
         if self._settled or batch is None or batch.main is None or tensor.dim() not in (2, 3):
             return
-        dims = {dim for spot in self.spots(tensor) if spot.label.verdict for dim, _, _ in spot.dims}
+        dims = {dim for spot in self.holdings.of(tensor) if spot.label.verdict for dim, _, _ in spot.dims}
         if dims & {0, 1}:
             self._settled = True
             if 1 in dims and batch.other is not None:
@@ -138,7 +119,7 @@ class Recorder:
                 if any(axis.label.root is steps.root for axis in record.axes):
                     record.axes += (Axis(batch.other, NOWHERE, size, size),)
         batch.other.verdict = True
-        self._sizes = frozenset({size})
+        self.holdings.sizes = frozenset({size})
 
     def settle(self) -> tuple[Deployment, list[str]]:
         """Decide which axes are the batch; what they were decided to be, and what that assumes."""
@@ -193,94 +174,13 @@ class Recorder:
             )
         )
 
-    def spots(self, tensor: Tensor, record: Record | None = None) -> tuple[Spot, ...]:
-        """What a tensor holds of the batch."""
-        record = record or self.book.of(tensor)
-        if record is None or not self._sizes or tensor.is_nested:
-            return () if record is None else tuple(Spot(a, (), a.size) for a in record.axes)
-        strided = tensor.layout is torch.strided
-        if record.axes:
-            if not strided:
-                return tuple(Spot(a, (), a.size) for a in record.axes)
-            shape, strides = tensor.shape, strides_of(tensor)
-            found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
-            # Single rows are taken of steps, experts and directions, not of what may be the batch.
-            kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
-            for spot in kept:
-                for dim, rows, each in spot.dims if spot.label.verdict else ():
-                    if each > 1 and rows * each == shape[dim]:
-                        self._merged[shape[dim]] = rows
-            # The batch stands in front more often than not: other expanded dimensions are something else then.
-            return (*kept, *(s for s in self._expanded_spots(tensor) if not kept or any(d == 0 for d, _, _ in s.dims)))
-        return self._expanded_spots(tensor) if strided else ()
-
-    def _expanded_spots(self, tensor: Tensor) -> tuple[Spot, ...]:
-        """Dimensions along which one row was expanded to as many as the batch has."""
-        backward = in_backward()
-        if self._expanded and tensor in self._expanded:
-            return (Spot(self._expanded[tensor], (), 1),)
-        if 0 not in tensor.stride():
-            return ()
-        spots: list[Spot] = []
-        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-            rows = size if size in self._sizes else 0
-            if not rows and backward:  # the gradient of a sum: one number for all samples and whatever is in them
-                rows = next((n for n in self._sizes if size % n == 0), 0)
-            if stride == 0 and rows > 1 and not (backward and spots):
-                label = Label(rows, given=backward)
-                spots.append(Spot(Axis(label, NOWHERE, rows, rows), ((dim, rows, size // rows),), rows))
-        return tuple(spots)
-
-    def varies(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` depends on the example batch, or has an axis that may be the batch."""
-        record = self.book.of(tensor)
-        return record is not None and (record.tainted or bool(self.spots(tensor, record)))
-
-    def _extents(self) -> tuple[object, ...]:
-        """All extents that tell of the batch."""
-        return (self._sizes, *self._merged.items())
-
-    def follows(self, name: str) -> bool:
-        """Whether :meth:`view` wants to know of a view."""
-        return bool(self._sizes) and (
-            name == "view" or (1 in self._sizes and (name == "expand" or bool(self._expanded)))
-        )
-
-    def view(self, name: str, arguments: dict[str, object], source: Tensor, results: Sequence[Tensor]) -> None:
-        """Learn which extents the batch makes with what is in it.
-
-        In a batch of one, where sizes don't tell, remember constants that were expanded to it.
-        """
-        if name == "view":
-            self._see_merged(source, results[0])
-        if 1 not in self._sizes:
-            return
-        axis: Axis | None = self._expanded.get(source)  # type: ignore[no-untyped-call]
-        if name == "expand" and axis is None:
-            record, sizes = self.book.of(source), arguments.get("size")
-            if record is None or record.axes or not isinstance(sizes, list | tuple):
-                return
-            lead = len(sizes) - source.dim()
-            new = [size for d, size in enumerate(sizes) if size > 0 and (d < lead or source.shape[d - lead] == 1)]
-            if new and all(size in self._sizes for size in new):  # what expands something else isn't for the batch
-                axis = Axis(Label(1), NOWHERE, 1, 1)
-        if axis is not None:
-            for result in results:
-                self._expanded[result] = axis
-
-    def _see_merged(self, source: Tensor, result: Tensor) -> None:
-        into_others = source.dim() > result.dim() > 0 and source.shape[0] == 1 != result.shape[0]
-        if into_others and 1 in self._sizes and any(spot.label.verdict for spot in self.spots(source)):
-            self._merged[result.shape[0]] = 1
-        self.spots(result)
-
     def look(self, inputs: Sequence[Tensor], count: bool) -> Seen:
         """Note what a call is about to read; it may change it."""
         looked: list[tuple[Tensor, Record | None, tuple[Spot, ...]]] = []
         tainted, formats = False, set()
         for tensor in inputs:
             record = self.book.of(tensor)
-            looked.append((tensor, record, _NOTHING if record is None else self.spots(tensor, record)))
+            looked.append((tensor, record, _NOTHING if record is None else self.holdings.of(tensor, record)))
             if record is not None:
                 tainted = tainted or record.tainted
                 if tensor.is_floating_point() and tensor.dim():
@@ -307,9 +207,9 @@ class Recorder:
             inputs: what it reads.
             place: where it runs.
         """
-        if self._expanded and any(tensor in self._expanded for tensor in inputs):
+        if self.holdings.marks(inputs):
             return None
-        met = key_of(func, arguments, inputs, self.book, place, self._extents())
+        met = key_of(func, arguments, inputs, self.book, place, self.holdings.extents())
         if met is None:
             return None
         try:
@@ -374,7 +274,7 @@ class Recorder:
             met: the call, if it came before.
         """
         results = None if met is None else results_of(call.outputs, met.records, self.book)
-        sizes = self._extents()
+        sizes = self.holdings.extents()
         self._forget(call)
         evidence.meet(call, seen.looked, place.name)
         if not call.backward:
@@ -389,7 +289,8 @@ class Recorder:
         start = len(self.drafts)
         if pieces:
             outputs = [
-                (t, r, _NOTHING if r is None else self.spots(t, r)) for t, r in zip(call.outputs, records, strict=True)
+                (t, r, _NOTHING if r is None else self.holdings.of(t, r))
+                for t, r in zip(call.outputs, records, strict=True)
             ]
             for piece in pieces:
                 draft = self._draft(call, piece, place, seen, outputs)
@@ -399,7 +300,7 @@ class Recorder:
         if len(self.drafts) > start:
             self._wrote(records, seen.sources)
             self._wrote_parts(pieces, start)
-        if met is not None and results is not None and sizes == self._extents():
+        if met is not None and results is not None and sizes == self.holdings.extents():
             self._remember(met, results, call, seen, pieces, self.drafts[start:])
 
     def pass_on(self, call: Call, seen: Seen) -> None:
@@ -540,16 +441,16 @@ class Recorder:
             if (seen.tainted or held) and call.name not in tables.NEW:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
                 if call.name == "repeat":
-                    axes += self._repeated(call, tensor, axes)
+                    axes += self.holdings.repeated(call, tensor, axes)
                 if lost and not tensor.is_nested:
                     self.lost.add(call.name)
                 if call.name == "cat" or (self.batch is not None and self.batch.concatenated):
-                    self._more_rows(call, tensor, axes)
+                    self.holdings.more_rows(call, tensor, axes)
                 record.axes = axes or (record.axes if id(record) in known else ())
-            elif self._sizes:
-                record.axes = made_from_sizes(call, tensor, self._sizes, self._merged) or record.axes
+            else:
+                record.axes = self.holdings.made(call, tensor) or record.axes
         if call.name in tables.COPIES:
-            self._written_out(call)
+            self.holdings.written_out(call)
         return records
 
     def _born(self, record: Record, call: Call, seen: Seen) -> None:
@@ -567,32 +468,6 @@ class Recorder:
             if record.parameter is None and not seen.tainted:
                 record.parameter = source.parameter
             record.computed = record.computed or source.computed
-
-    def _repeated(self, call: Call, result: Tensor, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        """Axes that repeating makes; of what has the batch already, only one in front of it."""
-        made = made_from_sizes(call, result, self._sizes)
-        if not any(axis.label.verdict for axis in axes):
-            return made
-        front = strides_of(result)[0]
-        return tuple(axis for axis in made if axis.stride == front and all(axis.stride != a.stride for a in axes))
-
-    def _more_rows(self, call: Call, result: Tensor, axes: Sequence[Axis]) -> None:
-        """Twice the batch, or more of it, is another extent to look for; so are the nodes that are left of graphs."""
-        self._sizes |= {axis.whole for axis in axes if axis.label.verdict and axis.stride > 0}
-        if call.name == "cat" and any(a.label.verdict and a.stride == NOWHERE == a.size - 1 for a in axes):
-            along = (call.get("dim") or 0) % result.dim()
-            if all(t.dim() == result.dim() and t.shape[along] == 1 for t in call.inputs):
-                self._sizes |= {result.shape[along]}
-
-    def _written_out(self, call: Call) -> None:
-        """A copy of an expanded tensor: the rows along the expanded axis are all the same."""
-        source, result = call.inputs[0], call.outputs[0]
-        record = self.book.of(result)
-        if record is None or source.layout is not torch.strided or source.is_nested:
-            return
-        for dim, (size, stride) in enumerate(zip(source.shape, source.stride(), strict=True)):
-            if size > 1 and not stride and not any(d == dim for s in self.spots(source) for d, _, _ in s.dims):
-                record.copies = Axis(Label(size), strides_of(result)[dim], size, size)
 
     def _mark_loss_input(self, main: Tensor | None, place: Place) -> None:
         record = None if main is None else self.book.of(main)
