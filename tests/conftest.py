@@ -20,8 +20,11 @@ if not os.environ.get("OMP_NUM_THREADS"):
     torch.set_num_threads(1)  # tensors are small here; a second thread waits for a core that others use
 for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "wandb"):
     logging.getLogger(name).setLevel(logging.ERROR)
-hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
-hypothesis.settings.load_profile("untimed")
+# How long an example takes says how busy the machine is. Everybody tries the same examples, so that a change is red
+# for what it changed; --hypothesis-profile=random looks for new ones.
+hypothesis.settings.register_profile("random", deadline=None)
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -109,6 +109,7 @@ def coverage(model: nn.Module, *inputs: Any, **kwargs: Any) -> CoverageReport:
     Raises:
         ValueError: if the model has no weight to quantise, or uninitialised lazy modules.
 
+    >>> import torch
     >>> from lightning_effnn.quantization.model import quantize_
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     >>> _ = quantize_(model, "W8A8", exclude=["1"])

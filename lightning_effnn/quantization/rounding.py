@@ -58,8 +58,8 @@ class _Rounding(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         """Return the levels of ``x`` in its dtype; ``scale`` is float32 and broadcasts to it."""
-        integers = _integers_(_ratio(x, scale), grid).float().add_(0.0)  # turns -0.0 into the one zero there is
-        return integers.mul_(scale).to(x.dtype)
+        levels = _signs(x) if grid.binary else _integers_(_ratio(x, scale), grid)
+        return levels.float().add_(0.0).mul_(scale).to(x.dtype)  # + 0.0 turns -0.0 into the one zero there is
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Grid], output: Tensor) -> None:
@@ -100,11 +100,11 @@ def _gradients(
     to_x = passed.to(x.dtype) if needed[0] else None
     if not needed[1]:
         return to_x, None
-    ratio = ratio.clamp(grid.low - 1, grid.high + 1)  # infinities would cancel to NaN below
-    integers = _integers_(ratio.clone(), grid)
-    slope = integers.mul_(wide) if grid.binary else integers.sub_(ratio).mul_(wide)
-    if not grid.binary:  # inside the range less the ratio, outside it the level alone
-        slope.add_((wide - passed).mul_(ratio))
+    if grid.binary:
+        slope = _signs(x) * wide
+    else:  # inside the range less the ratio, outside it the level alone
+        ratio = ratio.clamp(grid.low - 1, grid.high + 1)  # infinities would cancel to NaN below
+        slope = _integers_(ratio.clone(), grid).sub_(ratio).mul_(wide).add_((wide - passed).mul_(ratio))
     return to_x, slope.sum_to_size(scale.shape).to(scale.dtype)
 
 
@@ -118,10 +118,13 @@ def _ratio(x: Tensor, scale: Tensor) -> Tensor:
     return wide * scale.to(wide.dtype).reciprocal()
 
 
+def _signs(x: Tensor) -> Tensor:
+    """1 or -1; NaN stays. Of ``x`` itself: the tiniest numbers in units of a scale are zero, which has no sign."""
+    return torch.where(x.isnan(), x, torch.where(x >= 0, 1.0, -1.0).to(x.dtype))
+
+
 def _integers_(ratio: Tensor, grid: Grid) -> Tensor:
-    """The nearest levels before scaling, in place of ``ratio``; NaN stays."""
-    if grid.binary:
-        return torch.where(ratio.isnan(), ratio, torch.where(ratio >= 0, 1.0, -1.0))
+    """The nearest integers of the grid, in place of ``ratio``; NaN stays."""
     return ratio.clamp_(grid.low, grid.high).round_()
 
 

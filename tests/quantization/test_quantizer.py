@@ -7,7 +7,7 @@ import math
 import hypothesis.extra.numpy as arrays
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -34,6 +34,7 @@ def fixed(bits, scale, signed=True):
 
 class TestLevels:
     @given(x=tensors, bits=widths, source=st.sampled_from(SOURCES))
+    @example(x=torch.tensor([[13.0, -4e-45]]), bits=1, source="learned")  # less than the scale by all of float32
     @settings(max_examples=60)
     def test_levels_are_those_of_the_format_bit_for_bit(self, x, bits, source):
         quantizer = TensorQuantizer(bits, scale=source)
