@@ -5,15 +5,18 @@ Everything else in this package that needs one of them imports it from here.
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _dispatch_has_kernel, _dispatch_has_kernel_for_dispatch_key
-from torch._C._autograd import _get_sequence_nr
+from torch._C._autograd import _get_sequence_nr, _top_saved_tensors_default_hooks
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import CheckpointFunction
 
 __all__ = [
     "DispatchMode",
@@ -21,6 +24,8 @@ __all__ = [
     "StorageWeakRef",
     "TorchDispatchMode",
     "in_backward",
+    "in_checkpoint",
+    "in_reentrant_checkpoint",
     "is_composite",
     "modes",
     "next_sequence_number",
@@ -48,7 +53,22 @@ def modes() -> list[Any]:
 
 def in_backward() -> bool:
     """Whether autograd's backward pass is running in this thread."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    # torch.compile follows the forward pass alone, and could not follow the question.
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
+
+
+def in_checkpoint() -> bool:
+    """Whether this is the first run of what a checkpoint that is not reentrant runs again in the backward pass."""
+    hooks = _top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == CheckpointFunction.__module__
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether this is the first run of what :func:`torch.utils.checkpoint.checkpoint` runs again, without gradients."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def node_of_backward() -> int | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn._autograd import quick_apply
+from lightning_effnn._torch import in_backward
 from lightning_effnn.formats import FP32, NumberFormat
 from lightning_effnn.formats.tagging import listeners, simulated, tag
 from lightning_effnn.quantization.clipping import (
@@ -148,7 +149,8 @@ class TensorQuantizer(nn.Module):
 
     def _scale_and_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
         """The scale to use for ``x``, of the shape of :attr:`scale`, and the levels; learns from ``x``."""
-        ready, observing = self.ready(), self.source == "observed" and self.training
+        # What gradient checkpointing computes again in the backward pass must come out as it did.
+        ready, observing = self.ready(), self.source == "observed" and self.training and not in_backward()
         if ready and self.source != "dynamic" and not observing:
             self._check_channels(x)
             return self._magnitude(), grid_of(self.bits, self._signed)

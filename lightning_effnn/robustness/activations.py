@@ -14,10 +14,19 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lightning_effnn._threads import kept
+from lightning_effnn._torch import in_checkpoint, in_reentrant_checkpoint
 from lightning_effnn.quantization import activation_sites
 
 _HOOKING = threading.Lock()
 """Hooks are numbered by a plain counter: two threads that put in theirs at once could get one number for both."""
+_REENTRANT = (
+    "layer {!r} runs inside a reentrant gradient checkpoint, where activations have no gradient and penalties on them "
+    "would train nothing; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+)
+_NORMALISED_AGAIN = (
+    "batch norm inside a gradient checkpoint is computed again in the backward pass, by statistics of the whole batch "
+    "in place of those of its natural inputs; leave batch norm, or the whole part, out of the checkpoint"
+)
 
 
 class Activations:
@@ -54,14 +63,20 @@ class Activations:
 
     @contextmanager
     def collecting(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Collect by layer what goes in, with its gradient, once a call of the layer by this thread."""
+        """Collect by layer what goes in, with its gradient, once a call of the layer by this thread.
+
+        Raises:
+            ValueError: where gradients are on, from a layer whose inputs have none because of reentrant checkpointing.
+        """
         found: dict[str, list[Tensor]] = {name: [] for name in self._modules}
-        thread = threading.get_ident()
+        thread, differentiable = threading.get_ident(), torch.is_grad_enabled()
 
         def note(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
                 if not torch.compiler.is_dynamo_compiling() and threading.get_ident() != thread:
                     return
+                if differentiable and not torch.is_grad_enabled() and in_reentrant_checkpoint():
+                    raise ValueError(_REENTRANT.format(name))
                 if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
                     found[name].append(args[0])
 
@@ -103,6 +118,8 @@ class _NaturalStatistics(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
+        if in_checkpoint():
+            raise ValueError(_NORMALISED_AGAIN)
         given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
         given.apply_defaults()
         x, weight, bias = (given.arguments[name] for name in ("input", "weight", "bias"))
@@ -165,6 +182,9 @@ def natural_statistics(natural: int, inputs: int) -> Iterator[None]:
     Args:
         natural: inputs at the beginning of the batch that the statistics are of, at least 1.
         inputs: of the batch.
+
+    Raises:
+        ValueError: from batch norm inside a gradient checkpoint.
     """
     with _NaturalStatistics(natural, inputs):
         yield

@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lightning_effnn._torch import in_checkpoint
+
 _RECTIFIERS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6)
+_RECTIFIED_AGAIN = (
+    "a rectifier inside a gradient checkpoint is computed again in the backward pass, where it passes nothing if off; "
+    "checkpoint while model.training alone: attacks run the model in eval mode"
+)
 
 
 class _Live(torch.autograd.Function):
@@ -51,6 +57,8 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _RECTIFIERS or not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        if in_checkpoint():
+            raise ValueError(_RECTIFIED_AGAIN)
         x = args[0] if args else kwargs["input"]
         return _live(x, self.reach, 6.0 if func is F.relu6 else None)
 
@@ -63,7 +71,7 @@ def live_rectifiers(reach: float = 0.5) -> Iterator[None]:
         reach: distance from zero at which half of the gradient passes, in the units of what goes into the rectifier.
 
     Raises:
-        ValueError: a reach that is not above 0.
+        ValueError: a reach that is not above 0; from a rectifier inside a gradient checkpoint.
 
     Source: a straight-through gradient for attacks: Athalye et al. (2018), "Obfuscated Gradients", arXiv 1802.00420,
     section 4.1 (backward pass differentiable approximation).

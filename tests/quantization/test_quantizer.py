@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_effnn.formats import FP32, Binary, FixedPoint
 from lightning_effnn.hardware import Tracer
@@ -417,3 +418,18 @@ def test_sparse_gradients_of_embeddings_are_the_dense_ones(kind, axis, scale):
     assert found[0][0].any()
     for dense, sparse in zip(*found, strict=True):
         torch.testing.assert_close(sparse, dense)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_gradient_checkpointing_runs_again_is_rounded_as_before(source, reentrant):
+    torch.manual_seed(0)
+    layer, quantizer = nn.Linear(8, 8), TensorQuantizer(4, scale=source)
+    model = nn.Sequential(quantizer, layer, nn.Tanh())
+    plain = copy.deepcopy(model)
+    for size in (1.0, 1.0, 3.0):
+        x = size * torch.randn(16, 8)
+        checkpoint(model, x.requires_grad_(), use_reentrant=reentrant).sum().backward()
+        plain(x).sum().backward()
+        assert torch.equal(quantizer.scale, plain[0].scale)
+        assert torch.equal(layer.weight.grad, plain[1].weight.grad)

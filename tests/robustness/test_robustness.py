@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lightning_effnn import hardware
 from lightning_effnn import robustness as rb
@@ -275,6 +276,45 @@ class TestTraining:
     def test_what_cannot_be_is_refused(self, arguments, words):
         with pytest.raises(ValueError, match=words):
             rb.SpongePenalty(network(), **arguments)
+
+
+class Checkpointed(nn.Module):
+    """Its body's activations are computed again in the backward pass: in training, as is usual, or ``always``."""
+
+    def __init__(self, reentrant, always=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 2)
+        self.reentrant, self.always = reentrant, always
+
+    def forward(self, x):
+        if self.reentrant is None or not (self.training or self.always):
+            return self.head(self.body(x))
+        return self.head(checkpoint(self.body, x, use_reentrant=self.reentrant))
+
+
+class TestGradientCheckpointing:
+    def test_the_penalty_has_the_gradients_that_it_has_without(self):
+        gradients, x = [], torch.rand(8, 4)
+        for reentrant in (None, False):
+            model = Checkpointed(reentrant)
+            rb.SpongePenalty(model, "pgd", eps=0.1)(x, 0).backward()
+            gradients.append([p.grad for p in model.body.parameters()])
+        assert gradients[0][0].any()
+        for plain, checkpointed in zip(*gradients, strict=True):
+            torch.testing.assert_close(checkpointed, plain)
+
+    def test_where_activations_have_no_gradient_the_layer_is_named(self):
+        with pytest.raises(ValueError, match=r"layer 'body.0' runs inside a reentrant gradient checkpoint"):
+            rb.SpongePenalty(Checkpointed(reentrant=True), "clean")(torch.rand(8, 4).requires_grad_(), 0)
+
+    def test_what_would_be_computed_again_in_another_way_is_refused(self):
+        model = Checkpointed(reentrant=False)
+        model.body.insert(1, nn.BatchNorm1d(8))
+        with pytest.raises(ValueError, match="batch norm inside a gradient checkpoint"):
+            rb.SpongePenalty(model, "noise")(torch.rand(8, 4), 0)
+        with pytest.raises(ValueError, match="a rectifier inside a gradient checkpoint"):
+            rb.sponge_pgd(Checkpointed(reentrant=False, always=True), torch.rand(8, 4))
 
 
 class TestEvaluation:
