@@ -21,6 +21,7 @@ from lightning_effnn.modules._nodes import (
     parameter_groups,
     step_seed,
 )
+from lightning_effnn.quantization.quantizer import scales_kept
 from lightning_effnn.search.controller import Controller, Gates
 from lightning_effnn.search.graph import COSTS, GraphNet, GraphSpace, LogCost, SuperGraphNet, graph_cost, graph_sizes
 from lightning_effnn.search.graph.config import ACTIVATIONS, AGGREGATIONS, ATTENTIONS, FULL, SKIPS
@@ -260,7 +261,8 @@ class LPGNAS(L.LightningModule):
         self._extents = graph_extents(batch.x, batch.edge_index)
         mask = node_mask(batch, "val_mask")
         if mask is not None:
-            scores = self(batch.x, batch.edge_index)
+            with scales_kept(self.net):  # a fit that is validated more often is the same fit
+                scores = self(batch.x, batch.edge_index)
             self.log("val/loss", node_loss(scores, batch.y, mask), batch_size=int(mask.sum()))
             self.log("val/acc", node_accuracy(scores, batch.y, mask), batch_size=int(mask.sum()), prog_bar=True)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -227,6 +230,25 @@ class TensorQuantizer(nn.Module):
         if self.scale.dtype != torch.float32:  # half precision would move the levels
             self.scale.data = scale.to(self.scale.device)
         return self
+
+
+@contextmanager
+def scales_kept(module: nn.Module) -> Iterator[None]:
+    """Let the quantisers inside ``module`` forget what runs meanwhile: each goes on with the scale that it had.
+
+    >>> quantizer = TensorQuantizer(4)
+    >>> with scales_kept(quantizer):
+    ...     _ = quantizer(torch.ones(2))
+    >>> quantizer.initialised
+    tensor(False)
+    """
+    quantizers = [child for child in module.modules() if isinstance(child, TensorQuantizer)]
+    states = [copy.deepcopy(quantizer.state_dict()) for quantizer in quantizers]
+    try:
+        yield
+    finally:
+        for quantizer, state in zip(quantizers, states, strict=True):
+            quantizer.load_state_dict(state)
 
 
 class _ScaledGradient(torch.autograd.Function):

@@ -110,6 +110,14 @@ def test_a_search_resumed_in_the_middle_ends_bit_identical(tmp_path, cost):
     assert torch.equal(whole.quantization.get_extra_state(), second.quantization.get_extra_state())
 
 
+@pytest.mark.parametrize("seed", [23, 32])  # whose networks ahead have quantisers that no step has used yet
+def test_a_search_that_is_validated_more_often_is_the_same(tmp_path, seed):
+    rarely, often = search(seed=seed), search(seed=seed)
+    trainer(tmp_path, 6).fit(rarely, data())
+    trainer(tmp_path, 6, check_val_every_n_epoch=1).fit(often, data())
+    same(rarely, often)
+
+
 def test_a_checkpoint_loads_with_nothing_but_its_path(tmp_path):
     model = search()
     fit = trainer(tmp_path)
