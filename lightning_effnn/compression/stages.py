@@ -57,9 +57,9 @@ class Stages:
 
         Args:
             projector: of the network.
-            progress: share of the pruning that should be done; below 0 before it begins.
+            progress: share of the pruning that should be done; below 0 before it begins, above 1 when it is over.
         """
-        step = math.floor(progress * PRUNING_STEPS)
+        step = min(math.floor(progress * PRUNING_STEPS), PRUNING_STEPS)
         # weights that are not finite are the training's own error, or the next step's
         if self.sparsity and step > self.pruned and projector.finite:
             self.pruned = step
@@ -72,7 +72,7 @@ class Stages:
 
         Args:
             projector: of the network.
-            progress: share of the rounding that should be done; below 0 before it begins.
+            progress: share of the rounding that should be done; likewise.
         """
         step = min(math.floor(progress * len(FRACTIONS)), len(FRACTIONS) - 1)
         if self.quantizes and step > self.rounded and projector.finite:
