@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.hardware import Accelerator
 from lightning_effnn.quantization import (
     Attachment,
     QuantizationPlan,
@@ -123,7 +125,9 @@ class BitSearch:
         """All that is attached, for ``state_dict`` and optimisers; a module without any if everything stays fp32."""
         return nn.ModuleDict() if self.attachment is None else self.attachment.quantizers
 
-    def survey(self, run: Callable[[], Any], cost: str = "energy", accelerator: Any = "eyeriss_like") -> None:
+    def survey(
+        self, run: Callable[[], object], cost: str = "energy", accelerator: str | Path | Accelerator = "eyeriss_like"
+    ) -> None:
         """See what the model does with each option, before the first comparison.
 
         Args:
