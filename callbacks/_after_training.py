@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_effnn._exchanged import Exchanged
 
 
-def after_training(pl_module: Any, then: Callable[[], None]) -> Exchanged:
+def after_training(pl_module: LightningModule, then: Callable[[], None]) -> Exchanged:
     """Call ``then`` behind the module's own ``on_train_end``, which comes behind those of all callbacks.
 
     Args:
@@ -29,7 +30,7 @@ def after_training(pl_module: Any, then: Callable[[], None]) -> Exchanged:
     return exchanged
 
 
-def validated(trainer: Any) -> dict[str, float]:
+def validated(trainer: Trainer) -> dict[str, float]:
     """Run the fit's own validation once more; what it logs.
 
     Args:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
 
 from lightning_effnn.quantization import Selection, WeightFinder, forget_weights
 from lightning_effnn.quantization.weights import noted_uses, restore_uses_
@@ -35,7 +35,7 @@ class FirstBatches:
         """Don't look while a backward pass runs; nor at the same time as others who look end then."""
         self._finder.pause()
 
-    def close(self, trainer: Any) -> bool:
+    def close(self, trainer: Trainer) -> bool:
         """End the look; whether this batch was looked at."""
         if not self._left:
             return False
@@ -54,18 +54,12 @@ class FirstBatches:
         self._left = 0
 
 
-def selection_of(trainer: Any, pl_module: Any, callback: Any) -> Selection:
-    """What ``callback`` takes of the weights that train in this fit, by its ``include`` and ``exclude``."""
-    groups = [group for optimizer in trainer.optimizers for group in getattr(optimizer, "param_groups", ())]
-    optimized = [parameter for group in groups for parameter in group["params"]]
-    return Selection(pl_module, callback.include, callback.exclude, optimized)
-
-
-def share(trainer: Any, pl_module: Any, error: Exception | None) -> str:
+def share(trainer: Trainer, model: nn.Module, error: Exception | None) -> str:
     """Let all processes know what the first has seen: each has a batch of its own, and may have sent it elsewhere.
 
     Args:
-        trainer, pl_module: of the fit.
+        trainer: of the fit.
+        model: that trains.
         error: why this process could not look, if it could not.
 
     Returns:
@@ -73,9 +67,9 @@ def share(trainer: Any, pl_module: Any, error: Exception | None) -> str:
     """
     reason = "" if error is None else f"{type(error).__name__}: {error}"
     if trainer.world_size > 1:
-        noted, reason = trainer.strategy.broadcast((noted_uses(pl_module), reason))
-        forget_weights(pl_module)
-        restore_uses_(pl_module, noted)
+        noted, reason = trainer.strategy.broadcast((noted_uses(model), reason))
+        forget_weights(model)
+        restore_uses_(model, noted)
     return reason
 
 

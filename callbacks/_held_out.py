@@ -9,9 +9,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_effnn._random import random_state_kept
+from lightning_effnn.callbacks._batches import loader_of
 
 
 class HeldOut:
@@ -25,13 +28,13 @@ class HeldOut:
         validation: whether they are validation batches.
     """
 
-    def __init__(self, trainer: Any, position: int = 0) -> None:
+    def __init__(self, trainer: Trainer, position: int = 0) -> None:
         self.position = position
         self._loader = _validation_loader(trainer)
         self.validation = self._loader is not None
         self._batches: Iterator[Any] | None = None
 
-    def batch(self, trainer: Any, training_batch: Any) -> Any:
+    def batch(self, trainer: Trainer, training_batch: Any) -> Any:
         """Return the next batch, on the model's device."""
         if self._loader is None:
             return training_batch
@@ -47,22 +50,19 @@ class HeldOut:
         return trainer.strategy.batch_to_device(batch)
 
 
-def _validation_loader(trainer: Any) -> Any:
+def _validation_loader(trainer: Trainer) -> Any:
     if not trainer.enable_validation:
         return None
     if trainer.val_dataloaders is None:  # before the first validation
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    loaders = trainer.val_dataloaders
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
-    loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+    loader = loader_of(trainer, "validate")
     try:
         return loader if loader and len(loader) else None
     except TypeError as error:
         raise ValueError(f"the validation loader is a {type(loader).__name__} without a length: give it one") from error
 
 
-def held_out_loss(trainer: Any, pl_module: Any, batch: Any, seed: int) -> float:
+def held_out_loss(trainer: Trainer, pl_module: LightningModule, batch: object, seed: int) -> float:
     """Return what ``training_step`` says of a batch, in eval mode and without gradients.
 
     Nothing is logged, no running statistic, metric or random number of the fit is touched.
@@ -89,9 +89,9 @@ def held_out_loss(trainer: Any, pl_module: Any, batch: Any, seed: int) -> float:
 
 
 @contextmanager
-def _unnoticed(pl_module: Any, seed: int) -> Iterator[None]:
+def _unnoticed(pl_module: LightningModule, seed: int) -> Iterator[None]:
     modes = [(module, module.training) for module in pl_module.modules()]
-    metrics = [(module, _metric_state(module)) for module in pl_module.modules() if _is_metric(module)]
+    metrics = [(module, _metric_state(module)) for module in pl_module.modules() if isinstance(module, Metric)]
     muted = {name: _nothing for name in ("log", "log_dict") if name not in pl_module.__dict__}
     with ExitStack() as stack:
         stack.enter_context(random_state_kept(p.device for p in pl_module.parameters()))
@@ -110,21 +110,15 @@ def _unnoticed(pl_module: Any, seed: int) -> Iterator[None]:
                 module.__dict__.update(state)
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def _nothing(*_: object, **__: object) -> None:
     """In place of ``log``."""
 
 
-def _is_metric(module: nn.Module) -> bool:
-    return any(
-        kind.__name__ == "Metric" and kind.__module__.startswith("torchmetrics") for kind in type(module).__mro__
-    )
-
-
-def _metric_state(metric: Any) -> dict[str, Any]:
+def _metric_state(metric: Metric) -> dict[str, object]:
     """The sums of a metric so far: plain attributes that an update replaces or adds to."""
     names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
     return {name: _copied(metric.__dict__[name]) for name in names if name in metric.__dict__}
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     return value.detach().clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value

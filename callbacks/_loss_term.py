@@ -5,18 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_effnn._exchanged import Exchanged
-from lightning_effnn.callbacks._refusals import check_whole_weights
-from lightning_effnn.callbacks._reporting import log_parameters
+from lightning_effnn.callbacks._base import EffnnCallback
 
 Term = Callable[..., Tensor | None]
-_WRAPPED = "training_step"
 
 
 class LossTerm:
@@ -30,15 +26,15 @@ class LossTerm:
         TypeError: in training, if a step returns neither.
     """
 
-    def __init__(self, pl_module: Any, term: Term) -> None:
+    def __init__(self, pl_module: LightningModule, term: Term) -> None:
         self.pl_module, self.term = pl_module, term
         self._exchanged = Exchanged()
         self._step = pl_module.training_step
         # whose signature counts, and what is looked at for being overridden
         self.__wrapped__ = inspect.unwrap(self._step)
-        self._exchanged.exchange(pl_module, _WRAPPED, self)
+        self._exchanged.exchange(pl_module, "training_step", self)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the step, then the term."""
         result = self._step(*args, **kwargs)
         if result is None:  # a batch that the model passes over
@@ -53,7 +49,7 @@ class LossTerm:
             return result
         return {**result, "loss": loss + more} if isinstance(result, dict) else loss + more
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
         """A copy of the module gets its own step: an average over the fit, say, is nobody's to train."""
         return deepcopy(self._step, memo)
 
@@ -62,47 +58,26 @@ class LossTerm:
         self._exchanged.put_back()
 
 
-class AddsToLoss(Callback):
+class AddsToLoss(EffnnCallback):
     """A callback that adds a term to what ``training_step`` returns, from the start of a fit to its end."""
 
-    prefix: str
-    """First part of the logged keys; callbacks of one class with different ones go together."""
-    _added: LossTerm | None = None
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self._added: LossTerm | None = None
 
-    def term(self, trainer: Any, pl_module: Any) -> Term:
+    def term(self, trainer: Trainer, pl_module: LightningModule) -> Term:
         """Return what is added, at the start of a fit."""
         raise NotImplementedError
 
-    @property
-    def state_key(self) -> str:
-        """Fixed by the prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wrap the module's training step."""
-        if stage != "fit" or self._added is not None:
-            return
-        check_whole_weights(trainer, self)
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                f"{type(self).__name__} adds to the loss that training_step returns: it needs automatic_optimization"
-            )
-        self._added = LossTerm(pl_module, self.term(trainer, pl_module))
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._added is None:
+            self._needs_automatic_optimization(pl_module, "adds to the loss that training_step returns")
+            self._added = LossTerm(pl_module, self.term(trainer, pl_module))
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Log the parameters."""
-        log_parameters(trainer, self)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def _let_go(self) -> None:
         """Give the module its own training step back."""
-        if stage == "fit":
-            self._remove()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give it back: after an exception or Ctrl-C there is no teardown."""
-        self._remove()
-
-    def _remove(self) -> None:
         if self._added is not None:
             self._added.remove()
             self._added = None

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Trainer
 from tqdm import tqdm
 
 from lightning_effnn._files import write_figure, write_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
-def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
+
+def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Any]], folder: Path | None) -> None:
     """Rows to W&B as a table, to TensorBoard as text, to ``folder`` as CSV; rank zero only."""
     if not trainer.is_global_zero or not rows:
         return
     columns = list(rows[0])
-    for logger in trainer.loggers:
+    for logger in _loggers(trainer):
         if hasattr(logger, "log_table"):  # W&B
             logger.log_table(key, columns=columns, data=[[row[c] for c in columns] for row in rows])
         elif _is(logger, "TensorBoardLogger"):
@@ -34,11 +38,11 @@ def log_table(trainer: Any, key: str, rows: Sequence[dict[str, Any]], folder: Pa
         write_text(folder / f"{_file_name(key)}.csv", text_file.getvalue())
 
 
-def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None:
+def log_figure(trainer: Trainer, key: str, figure: Figure, folder: Path | None) -> None:
     """A matplotlib figure to W&B, to TensorBoard, to ``folder`` as PNG; rank zero only."""
     if not trainer.is_global_zero:
         return
-    for logger in trainer.loggers:
+    for logger in _loggers(trainer):
         if hasattr(logger, "log_image"):  # W&B takes pictures
             logger.log_image(key, images=[_picture(figure)])
         elif _is(logger, "TensorBoardLogger"):
@@ -47,28 +51,17 @@ def log_figure(trainer: Any, key: str, figure: Any, folder: Path | None) -> None
         write_figure(folder / f"{_file_name(key)}.png", figure)
 
 
-def say(trainer: Any, text: str) -> None:
+def say(trainer: Trainer, text: str) -> None:
     """Print lines of text above a progress bar, or where there is none; rank zero only."""
     if trainer.is_global_zero:
         tqdm.write(text)  # to sys.stdout: tqdm's bars step aside, rich's catch what goes there
 
 
-def log_parameters(trainer: Any, callback: Any) -> None:
-    """A callback's name and arguments as hyperparameters of the run, under its prefix; rank zero only."""
-    if not trainer.is_global_zero:
-        return
-    arguments = list(inspect.signature(type(callback).__init__).parameters)[1:]
-    parameters = {"callback": type(callback).__name__}
-    parameters |= {name: _plain(getattr(callback, name)) for name in arguments}
-    for logger in trainer.loggers:
-        logger.log_hyperparams({callback.prefix: parameters})
-
-
-def log_file(trainer: Any, key: str, path: str | Path, kind: str) -> None:
+def log_file(trainer: Trainer, key: str, path: str | Path, kind: str) -> None:
     """A file that was written, as an artefact of a W&B run; rank zero only."""
     if not trainer.is_global_zero:
         return
-    for logger in trainer.loggers:
+    for logger in _loggers(trainer):
         if _is(logger, "WandbLogger"):
             import wandb
 
@@ -77,35 +70,31 @@ def log_file(trainer: Any, key: str, path: str | Path, kind: str) -> None:
             logger.experiment.log_artifact(artifact)
 
 
-def report_folder(trainer: Any, folder: str | Path | None) -> Path | None:
+def report_folder(trainer: Trainer, folder: str | Path | None) -> Path | None:
     """Where files go: the folder asked for, else beside the CSV logger's, else nowhere."""
     if folder is not None:
         return Path(folder)
-    for logger in trainer.loggers:
+    for logger in _loggers(trainer):
         if _is(logger, "CSVLogger"):
             return Path(logger.log_dir)
     return None
 
 
-def _is(logger: Any, name: str) -> bool:
+def _loggers(trainer: Trainer) -> list[Any]:
+    """Those of a Trainer: each class has an ``experiment`` of a type of its own."""
+    return list(trainer.loggers)
+
+
+def _is(logger: object, name: str) -> bool:
     """Whether a logger is of a class, in ``lightning`` or ``pytorch_lightning``; its experiment is not started."""
     return any(kind.__name__ == name for kind in type(logger).__mro__)
-
-
-def _plain(value: Any) -> Any:
-    """What every logger can write down."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value) if isinstance(value, Path) else str(getattr(value, "name", value))
 
 
 def _file_name(key: str) -> str:
     return key.replace("/", "_")
 
 
-def _picture(figure: Any) -> Any:
+def _picture(figure: Figure) -> Image:
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
 Moment = float | int
 
@@ -29,7 +29,7 @@ class Schedule:
     end: Moment
 
     @classmethod
-    def of(cls, name: str, window: Any) -> Schedule:
+    def of(cls, name: str, window: tuple[Moment, Moment]) -> Schedule:
         """From the pair that a user gives."""
         try:
             start, end = window
@@ -78,13 +78,13 @@ class Schedule:
         return 1.0 if done >= end else (done - start) / (end - start)
 
 
-def epochs_of(trainer: Any) -> int | None:
+def epochs_of(trainer: Trainer) -> int | None:
     """How many epochs the fit has; None where ``max_steps`` alone ends it."""
     epochs = trainer.max_epochs
     return int(epochs) if epochs is not None and epochs > 0 else None
 
 
-def passed(trainer: Any, batches: int) -> float:
+def passed(trainer: Trainer, batches: int) -> float:
     """Fraction of the fit that has passed with so many batches of the present epoch.
 
     Where a loader has no length, epochs are counted as passed from their first batch on.
@@ -95,3 +95,22 @@ def passed(trainer: Any, batches: int) -> float:
     if math.isinf(each):
         return float((trainer.current_epoch + 1) / epochs)
     return float((trainer.current_epoch * each + batches) / (epochs * each))
+
+
+def check_end(trainer: Trainer, owner: str, *windows: Schedule | None) -> None:
+    """Refuse a fit whose end isn't known, or into which a schedule does not fit.
+
+    Args:
+        trainer: before the fit.
+        owner: who has the schedules.
+        windows: the schedules; None for one that is left out.
+
+    Raises:
+        MisconfigurationException: names the owner and the argument of the Trainer, or the window.
+    """
+    epochs = epochs_of(trainer)
+    if epochs is None and trainer.max_steps < 1:
+        raise MisconfigurationException(f"{owner} has a schedule in a fit: it needs max_epochs or max_steps")
+    for window in windows:
+        if window is not None:
+            window.fractions(epochs)

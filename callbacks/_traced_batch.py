@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
 
 from lightning_effnn.hardware import Accelerator, CostReport, Tracer, estimate
 from lightning_effnn.hardware.tracing.batch import inspect_batch
@@ -16,7 +16,7 @@ class TracedBatch:
     """Opens and closes the trace of a batch and prices it.
 
     Args:
-        owner: who warns.
+        warn: takes what it is about and the words, to be said once a run.
         accelerator: the chip.
         batch_size: inferences the figures are for.
         batch_dim: axis of the batch; found if ``None``.
@@ -27,24 +27,23 @@ class TracedBatch:
     """
 
     def __init__(
-        self, owner: str, accelerator: Accelerator, batch_size: int, batch_dim: int | None, inferences: int | None
+        self,
+        warn: Callable[[str, str], None],
+        accelerator: Accelerator,
+        batch_size: int,
+        batch_dim: int | None,
+        inferences: int | None,
     ) -> None:
-        self.owner = owner
+        self._warn = warn
         self.accelerator = accelerator
         self.batch_size = batch_size
         self.batch_dim = batch_dim
         self.inferences = inferences
         self._tracer: Tracer | None = None
-        self._said: set[str] = set()
         self._full: int | None = None  # items of the batch that `inferences` was said of
         self._size: int | None = None  # the same, as the batch itself shows it
 
-    def begin(self) -> None:
-        """Begin a run: what was said in an earlier one may be said again."""
-        self.abandon()
-        self._said = set()
-
-    def open(self, model: Any, batch: Any, loader: Any) -> None:
+    def open(self, model: nn.Module, batch: object, loader: object) -> None:
         """Trace what runs from here on.
 
         Args:
@@ -80,16 +79,10 @@ class TracedBatch:
             tracer, self._tracer = self._tracer, None
             tracer.abandon()
 
-    def warn(self, about: str, text: str) -> None:
-        """Warn once a run about one thing."""
-        if about not in self._said:
-            self._said.add(about)
-            rank_zero_warn(f"{self.owner}: {text}")
-
     def _give_up(self, error: Exception) -> None:
-        self.warn(str(error), f"no new figures, the batch can't be traced: {type(error).__name__}: {error}")
+        self._warn(str(error), f"no new figures, the batch can't be traced: {type(error).__name__}: {error}")
 
-    def _held(self, batch: Any, loader: Any) -> int | None:
+    def _held(self, batch: object, loader: object) -> int | None:
         """How many inferences the batch holds, if the user said so of a full one.
 
         Raises:
@@ -109,42 +102,26 @@ class TracedBatch:
         smaller = f"the traced batch has {first} items, and inferences={self.inferences} is said of {self._full}"
         if share.denominator != 1:
             raise ValueError(f"{smaller}: it would hold {float(share):.2f} inferences; give batches of one size")
-        self.warn("inferences", f"{smaller}; it was taken as {share} inferences")
+        self._warn("inferences", f"{smaller}; it was taken as {share} inferences")
         return int(share)
 
     def _compare(self, size: int | None) -> None:
         self._size = self._size or size
         if size != self._size:
-            self.warn(
+            self._warn(
                 "inferences",
                 f"the traced batch has the extent {size} along its axis, the first one had {self._size}; both were"
                 f" taken as inferences={self.inferences}",
             )
 
 
-def loader_of(trainer: Any, loop: str) -> Any:
-    """The loader that the first batch of a loop comes from; ``None`` if several make one batch.
-
-    Args:
-        trainer: of ``lightning`` or ``pytorch_lightning``.
-        loop: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
-    """
-    if loop == "train":
-        loaders = trainer.train_dataloader
-        return None if isinstance(loaders, Mapping | list | tuple) else loaders
-    names = {"validate": "val_dataloaders", "test": "test_dataloaders", "predict": "predict_dataloaders"}
-    loaders = getattr(trainer, names[loop])
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    return next(iter(loaders), None) if isinstance(loaders, list | tuple) else loaders
-
-
-def _items(loader: Any) -> tuple[int, int] | None:
+def _items(loader: object) -> tuple[int, int] | None:
     """Items in a loader's first batch and in a full one, if it says so."""
     full = getattr(loader, "batch_size", None)
     if isinstance(full, bool) or not isinstance(full, int) or full < 1:
         return None
+    sampler: Any = getattr(loader, "sampler", None)
     try:
-        return min(full, len(loader.sampler)), full
-    except (AttributeError, TypeError, NotImplementedError):
+        return min(full, len(sampler)), full
+    except (TypeError, NotImplementedError):
         return None  # a stream: its end isn't known

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from lightning.pytorch import Trainer
 
 from lightning_effnn._exchanged import Exchanged
+from lightning_effnn.callbacks._base import callbacks_of
 
 _HOOKS = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end")
 """Where checkpoints are written and a fit is stopped early."""
 
 
-def let_wait(trainer: Any, ready: Callable[[], bool]) -> Exchanged:
+def let_wait(trainer: Trainer, ready: Callable[[], bool]) -> Exchanged:
     """Pass over the hooks of callbacks with a ``monitor`` until ``ready`` says yes; put back what is returned.
 
     Args:
@@ -19,7 +21,7 @@ def let_wait(trainer: Any, ready: Callable[[], bool]) -> Exchanged:
         ready: asked each time.
     """
     exchanged = Exchanged()
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if getattr(callback, "monitor", None) is not None:
             for name in _HOOKS:
                 exchanged.exchange(callback, name, _once(getattr(callback, name), ready))
@@ -27,7 +29,7 @@ def let_wait(trainer: Any, ready: Callable[[], bool]) -> Exchanged:
 
 
 def _once(hook: Callable[..., None], ready: Callable[[], bool]) -> Callable[..., None]:
-    def asked(*args: Any, **kwargs: Any) -> None:
+    def asked(*args: object, **kwargs: object) -> None:
         if ready():
             hook(*args, **kwargs)
 

@@ -9,22 +9,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_effnn._files import write_whole
-from lightning_effnn.callbacks._refusals import check_whole_weights
-from lightning_effnn.callbacks._reporting import log_parameters
+from lightning_effnn.callbacks._base import EffnnCallback
+from lightning_effnn.callbacks._batches import inputs_of
 from lightning_effnn.robustness.guard import EnergyGuard, Policy, check_policy, check_shares
 from lightning_effnn.robustness.sequences import samples_needed
 
 _LIMITS = ("most_length", "most_density", "profiled")
 
 
-class EnergyGuardProfile(Callback):
+class EnergyGuardProfile(EffnnCallback):
     """Watches validation batches as they run, and sets the limits of a guard by them: no forward pass is added.
 
     Logged at each validation: ``guard/most_length`` and ``guard/most_density``.
@@ -69,52 +67,53 @@ class EnergyGuardProfile(Callback):
         check_policy(policy)
         if path is not None and Path(path).suffix != ".safetensors":
             raise ValueError(f"path={str(path)!r}: a name that ends in .safetensors is needed")
+        super().__init__(prefix)
         self.quantile, self.confidence, self.policy = quantile, confidence, policy
-        self.padding, self.path, self.prefix = padding, path, prefix
+        self.padding, self.path = padding, path
         self.guard: EnergyGuard | None = None
         self._limits: dict[str, float] = {}
         self._watching: AbstractContextManager[None] | None = None
 
-    @property
-    def state_key(self) -> str:
-        """Fixed by the prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put a guard around the module; the module isn't changed."""
-        if stage != "fit":
-            return
-        check_whole_weights(trainer, self)
-        self.guard = EnergyGuard(pl_module, self.policy, self.padding)
-        self._restore()
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.guard = EnergyGuard(pl_module, self.policy, self.padding)
+            self._restore()
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a fit that has nothing to profile with."""
-        if not trainer.enable_validation:
-            raise MisconfigurationException("EnergyGuardProfile needs validation data: natural inputs to profile with")
-        log_parameters(trainer, self)
+        self._needs_validation(trainer, "natural inputs to profile with")
+        super().on_fit_start(trainer, pl_module)
 
     def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Begin to watch."""
         if self.guard is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        x = batch[0] if isinstance(batch, list | tuple) else batch
-        if not isinstance(x, Tensor):
-            raise TypeError(f"a batch begins with a {type(x).__name__}: EnergyGuardProfile needs a tensor of inputs")
-        self._watching = self.guard.watching(x)
+        self._watching = self.guard.watching(inputs_of(batch, self.name))
         self._watching.__enter__()
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Note what the batch was like."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Watch no longer: no hook is left on the model."""
         if self._watching is not None:
             self._watching.__exit__(None, None, None)
             self._watching = None
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the limits, by what all processes saw."""
         if self.guard is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -122,21 +121,20 @@ class EnergyGuardProfile(Callback):
             warnings.simplefilter("ignore")  # said once, at the end of the fit
             self.guard.settle(self.quantile, self.confidence, _of_all_processes)
         self._limits = {name: float(getattr(self.guard, name)) for name in _LIMITS}
-        for name in _LIMITS[:2]:
-            pl_module.log(f"{self.prefix}/{name}", self._limits[name], sync_dist=True)
+        self._log(pl_module, {name: self._limits[name] for name in _LIMITS[:2]})
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, and say what the limits are."""
         if self.guard is None or not self._limits:
             return
         seen, share = int(self.guard.profiled), (1 - self.quantile) / 2
         if share > 0 and seen < samples_needed(share, self.confidence):
-            rank_zero_warn(
-                f"EnergyGuardProfile: {seen} validation inputs don't tell what {1 - self.quantile:.2g} of all exceed;"
+            self._warn(
+                f"{seen} validation inputs don't tell what {1 - self.quantile:.2g} of all exceed;"
                 " the limits may be the largest values seen"
             )
-        rank_zero_info(
-            f"EnergyGuardProfile: {seen} inputs, at most {self._limits['most_length']:g} tokens or elements and a"
+        self._say(
+            f"{seen} inputs, at most {self._limits['most_length']:g} tokens or elements and a"
             f" density of {self._limits['most_density']:.3f}"
         )
         if self.path is not None and trainer.is_global_zero:
@@ -144,11 +142,7 @@ class EnergyGuardProfile(Callback):
             limits["profiled"] = torch.tensor(seen, device="cpu")
             write_whole(self.path, lambda beside: save_file(limits, beside))
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Take the hooks off the model."""
-        self.on_validation_batch_end(trainer, pl_module, None, None, 0)
-
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """The limits."""
         return dict(self._limits)
 
@@ -167,6 +161,6 @@ def _of_all_processes(values: Tensor) -> Tensor:
     """One number a sample ``[B]``, those of every process; they may have seen unequal numbers of samples."""
     if not (dist.is_available() and dist.is_initialized()):
         return values
-    parts: list[Any] = [None] * dist.get_world_size()
+    parts = [values] * dist.get_world_size()
     dist.all_gather_object(parts, values.cpu())
     return torch.cat(parts)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
 
 from lightning_effnn._exchanged import Exchanged
 from lightning_effnn.callbacks._after_training import after_training, validated
-from lightning_effnn.callbacks._first_batches import FirstBatches, selection_of, tell
-from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
-from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
-from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
+from lightning_effnn.callbacks._first_batches import FirstBatches, tell
+from lightning_effnn.callbacks._reporting import log_file
+from lightning_effnn.callbacks._rounding import RoundingCallback, State, share_scales
+from lightning_effnn.callbacks._schedule import Moment, Schedule, check_end, epochs_of, passed
 from lightning_effnn.callbacks._waiting import let_wait
 from lightning_effnn.compression import (
     CompressionReport,
@@ -29,22 +30,17 @@ from lightning_effnn.compression import (
     save_compressed,
 )
 from lightning_effnn.compression.activations import check_bits
-from lightning_effnn.compression.pruning import check_sparsity, cubic_sparsity
+from lightning_effnn.compression.plots import weight_figure
+from lightning_effnn.compression.stages import STAGES, Stages
 from lightning_effnn.formats.tagging import aside
-from lightning_effnn.quantization import Attachment, Selection, activation_sites, strip_, weight_sites
+from lightning_effnn.quantization import Attachment, Selection, strip_, weight_sites
 from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 
-FRACTIONS = (0.25, 0.5, 0.75, 0.875, 1.0)
-"""Shares of the weights that are rounded, one after another (arXiv 1903.03046, section 5)."""
-PRUNING_STEPS = 100
-"""How often masks are chosen anew within the pruning window."""
-STAGES = ("dense", "pruning", "quantising", "final")
-"""What ``compress/stage`` counts."""
 _KEPT = ("sparsity", "bits", "method", "scope", "separation", "activations")
 """Arguments that a resumed fit must have as they were."""
 
 
-class FocusedCompression(Callback):
+class FocusedCompression(RoundingCallback):
     """Sparse weights as recentralised powers of two, and a file many times smaller than the fp32 weights.
 
     In the window ``prune`` the share of zeros rises to ``sparsity``; in the window ``quantize`` a growing share of the
@@ -122,7 +118,6 @@ class FocusedCompression(Callback):
         best_of_compressed: bool = False,
         prefix: str = "compress",
     ) -> None:
-        check_sparsity(sparsity)
         if not 3 <= bits <= 7:
             raise ValueError(f"bits={bits!r}: 3 to 7 are needed: a component, a sign and at least one exponent")
         for name, value, accepted in (
@@ -138,100 +133,64 @@ class FocusedCompression(Callback):
                 raise ValueError(
                     f"activations={activations}: they are rounded from the start of quantize on, which is None"
                 )
+        super().__init__(prefix, include, exclude)
         self.sparsity, self.bits, self.activations = sparsity, bits, activations
         self.prune, self.quantize = prune, quantize
+        self.method, self.scope, self.separation = method, scope, separation
+        self.export, self.other, self.best_of_compressed = export, other, best_of_compressed
+        self._stages = Stages(sparsity if prune is not None else 0.0, quantizes=quantize is not None)
         self._pruning = Schedule.of("prune", prune) if prune is not None and sparsity else None
         self._quantizing = Schedule.of("quantize", quantize) if quantize is not None else None
-        self.method, self.scope, self.separation = method, scope, separation
-        self.include, self.exclude = include, exclude
-        self.export, self.other, self.prefix = export, other, prefix
-        self.best_of_compressed = best_of_compressed
         self.projector: Projector | None = None
-        self._attachment: Attachment | None = None
         self.report: CompressionReport | None = None
         self._selection: Selection | None = None
-        self._excluded: Sequence[str] | None = exclude  # and what nobody optimises
+        self._attachment: Attachment | None = None  # quantisers of activations
         self._first: FirstBatches | None = None
-        self._saved: dict[str, Any] | None = None  # a checkpoint's state, until the model is there
         self._following: Following | None = None
         self._finished = False  # while the last validation runs
         self._waiting = Exchanged()  # hooks of callbacks that monitor a metric
         self._last = Exchanged()  # the module's hook at the end of the training
-        self._pruned = -1  # last of the PRUNING_STEPS done
-        self._rounded = -1  # last of the FRACTIONS done
-
-    @property
-    def state_key(self) -> str:
-        """Fixed by the prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
 
     @property
     def stage(self) -> int:
-        """How far the network is, as in :data:`STAGES`."""
-        pruned = self._pruning is None or self._pruned >= PRUNING_STEPS
-        rounded = self._quantizing is None or self._rounded >= len(FRACTIONS) - 1
-        if pruned and rounded:
-            return 3
-        return 2 if self._rounded >= 0 else 1 if self._pruned >= 0 else 0
+        """How far the network is, as in :data:`~lightning_effnn.compression.stages.STAGES`."""
+        return self._stages.stage
 
-    def state_dict(self) -> dict[str, Any]:
-        """Latent weights, masks, formats, how far the schedule has come, and the arguments that have to stay."""
-        if self._saved is not None:
-            return self._saved
-        return {
-            "projector": None if self.projector is None else self.projector.state_dict(),
-            "excluded": self._excluded,
-            "weights": {} if self._selection is None else noted_uses(self._selection.model),
-            "activations": None if self._attachment is None else self._attachment.quantizers.state_dict(),
-            "pruned": self._pruned,
-            "rounded": self._rounded,
-            "stage": self.stage,
-            "arguments": {name: getattr(self, name) for name in _KEPT},
-        }
+    @property
+    def _kinds(self) -> tuple[bool, bool]:
+        return self._quantizing is not None or self.export is not None, self.activations is not None
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the model is there."""
-        self._saved = state_dict
+    @property
+    def _taken(self) -> Projector:
+        if self.projector is None:
+            raise RuntimeError(f"{self.name} has no weights yet: it takes them when a fit begins")
+        return self.projector
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    # the beginning of a fit
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse early what cannot work."""
-        if stage != "fit":
-            return
-        check_whole_weights(trainer, self)
-        check_end(trainer, self, self._pruning, self._quantizing)
-        if self.best_of_compressed:
-            self._waiting.put_back()
-            self._waiting = let_wait(trainer, lambda: self.stage == 3)
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_end(trainer, self.name, self._pruning, self._quantizing)
+            if self.best_of_compressed:
+                self._waiting.put_back()
+                self._waiting = let_wait(trainer, lambda: self.stage == 3)
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the module, other callbacks and torch's optimisers as they were."""
-        self._let_go()
-
-    def rounds(self, pl_module: Any) -> set[str]:
-        """Names of the weights and activations that have to be left alone by others."""
-        names = set()
-        if self._quantizing is not None or self.export is not None:
-            sites = Selection(pl_module, self.include, self.exclude).sites
-            names |= {f"weights/{site.name}" for site in sites}
-        if self.activations is not None:
-            names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
-        return names
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the latent weights out of the model; say what is taken."""
         for optimizer in trainer.optimizers:
             if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "LBFGS":
-                raise MisconfigurationException("FocusedCompression cannot follow LBFGS, which steps within its step")
-        check_rounds_alone(trainer, pl_module, self)
-        saved, self._saved = self._saved, None
+                raise MisconfigurationException(f"{self.name} cannot follow LBFGS, which steps within its step")
+        self._check_rounds_alone(trainer, pl_module)
+        saved = self._take_saved()
+        self._strip_activations()
+        self._stages.pruned = self._stages.rounded = -1
         if saved is not None:
-            self._check_resumed(saved)
-        self._pruned, self._rounded = (-1, -1) if saved is None else (saved["pruned"], saved["rounded"])
-        self._take_off()
-        if saved is not None:
-            restore_uses_(pl_module, saved.get("weights", {}))
-        self._selection = selection_of(trainer, pl_module, self)
-        self._excluded = self._selection.excluded
+            with self._reading():
+                self._check_resumed(saved)
+                restore_uses_(pl_module, saved.get("weights", {}))
+        self._selection = self._select(trainer, pl_module)
         self.projector = Projector(
             pl_module,
             sites=self._selection.sites,
@@ -240,181 +199,121 @@ class FocusedCompression(Callback):
             bits=self.bits,
             separation=self.separation,
         )
-        if saved is not None and saved["projector"] is not None:
-            self.projector.load_state_dict(saved["projector"])
-        if saved is not None and saved["activations"] is not None:
-            self._round_activations(pl_module, saved["activations"])
-        self._first = FirstBatches(type(self).__name__, self._selection) if saved is None else None
-        if saved is not None:
-            tell(type(self).__name__, self._selection)
-        log_parameters(trainer, self)
+        if saved is None:
+            self._first = FirstBatches(self.name, self._selection)
+        else:
+            self._first = None
+            self._go_on(pl_module, saved)
+            tell(self.name, self._selection)
+        super().on_fit_start(trainer, pl_module)
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow each step of each optimiser."""
+        self._following = self._taken.follow(getattr(o, "optimizer", o) for o in trainer.optimizers)
+
+    # each batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Look at what multiplies in the first batches."""
         if self._first is not None:
             self._first.open()
 
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: object) -> None:
         """Look no further, for now."""
         if self._first is not None:
             self._first.pause()
 
-    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look on where a training step does several passes by itself."""
         if self._first is not None and not pl_module.automatic_optimization:
             self._first.open()
 
-    def _take(self, trainer: Any, pl_module: Any) -> None:
-        """Take what was seen to multiply."""
-        assert self.projector is not None
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Take what was seen to multiply, and go on with the schedule."""
+        self._taken.sync()
         if self._first is not None and self._first.close(trainer):
-            assert self._selection is not None
-            self.projector.take(self._selection.sites or weight_sites(pl_module, self.include, self.exclude))
-            check_rounds_alone(trainer, pl_module, self)  # of the weights that are known now
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Follow each step of each optimiser."""
-        assert self.projector is not None
-        self._following = self.projector.follow(getattr(o, "optimizer", o) for o in trainer.optimizers)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Go on with the schedule."""
-        assert self.projector is not None
-        self.projector.sync()
-        self._take(trainer, pl_module)
-        done = passed(trainer, batch_idx + 1)
+            self._take_seen(trainer, pl_module)
+        done, epochs = passed(trainer, batch_idx + 1), epochs_of(trainer)
         if self._pruning is not None:
-            progress = self._pruning.progress(done, epochs_of(trainer))
-            self._prune_to(math.floor(progress * PRUNING_STEPS))
+            self._stages.prune(self._taken, self._pruning.progress(done, epochs))
         if self._quantizing is not None:
-            progress = self._quantizing.progress(done, epochs_of(trainer))
+            progress = self._quantizing.progress(done, epochs)
             if progress >= 0 and self.activations is not None and self._attachment is None:
                 self._round_activations(pl_module)
-            self._round_to(min(math.floor(progress * len(FRACTIONS)), len(FRACTIONS) - 1))
+            self._stages.quantize(self._taken, progress)
 
-    def _prune_to(self, step: int) -> None:
-        assert self.projector is not None
-        if step > self._pruned and self.projector.finite:  # else the fit's own error comes first, or the next step's
-            self._pruned = step
-            self.projector.prune(cubic_sparsity(self.sparsity, step / PRUNING_STEPS))
-            if step >= PRUNING_STEPS:
-                self.projector.settle()
+    def _take_seen(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._selection is not None
+        self._taken.take(self._selection.sites or weight_sites(pl_module, self.include, self.exclude))
+        self._check_rounds_alone(trainer, pl_module)  # of the weights that are known now
 
-    def _round_to(self, step: int) -> None:
-        assert self.projector is not None
-        if step > self._rounded and self.projector.finite:
-            self._rounded = step
-            self.projector.quantize(FRACTIONS[step])
-
-    def _round_activations(self, pl_module: Any, scales: dict[str, Any] | None = None) -> None:
+    def _round_activations(self, pl_module: LightningModule, scales: Mapping[str, Tensor] | None = None) -> None:
         assert self.activations is not None
         self._attachment = quantize_activations_(pl_module, self.activations, self.include, self._excluded)
         if scales is not None:
             self._attachment.quantizers.load_state_dict(scales)
-        rank_zero_info(f"FocusedCompression rounds the inputs of {', '.join(self._attachment.activations)}")
+        rank_zero_info(f"{self.name} rounds the inputs of {', '.join(self._attachment.activations)}")
 
-    def _take_off(self) -> None:
-        """No activation is rounded any more."""
+    def _strip_activations(self) -> None:
         if self._attachment is not None:
             strip_(self._attachment.model)
             self._attachment = None
 
-    @torch.inference_mode(False)  # what is made for a test outlives it
-    def _show(self, trainer: Any, pl_module: Any) -> None:
-        """Have the network of a checkpoint that was loaded outside a fit: its activations too."""
-        if self._saved is None or trainer.state.fn == "fit":
-            return
-        saved, self._saved = self._saved, None
-        self._check_resumed(saved)
-        self._take_off()
-        restore_uses_(pl_module, saved.get("weights", {}))
-        self._excluded = saved.get("excluded", self.exclude)
-        if saved["activations"] is not None:
-            self._round_activations(pl_module, saved["activations"])
-        if saved.get("stage", 3) < 3:
-            rank_zero_warn(
-                f"FocusedCompression: the checkpoint is of the stage {STAGES[saved['stage']]!r}: this is not yet the"
-                " compressed network. best_of_compressed=True has ModelCheckpoint compare compressed ones only"
-            )
+    # each epoch
 
-    def _check_resumed(self, saved: dict[str, Any]) -> None:
-        """Refuse to go on with other arguments than a checkpoint's."""
-        wrong = [
-            f"{name}={getattr(self, name)!r} (it had {value!r})"
-            for name, value in saved.get("arguments", {}).items()
-            if getattr(self, name) != value
-        ]
-        if wrong:
-            raise MisconfigurationException(
-                f"FocusedCompression cannot go on from this checkpoint with {', '.join(wrong)}: give what it had, or"
-                " begin a new fit with the checkpoint's weights (load_from_checkpoint)"
-            )
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Test the network of the checkpoint."""
-        self._show(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Predict with the network of the checkpoint."""
-        self._show(trainer, pl_module)
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Validate what would be shipped, with the same scales on all processes: each has observed its own batches."""
-        self._show(trainer, pl_module)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate what would be shipped."""
+        if trainer.state.fn != "fit":
+            self._show(pl_module)
         if self._following is not None:
-            assert self.projector is not None
-            self.projector.sync()
+            self._taken.sync()
         self._share_scales(trainer)
 
-    def _share_scales(self, trainer: Any) -> None:
-        if self._attachment is not None and trainer.world_size > 1:
-            state = trainer.strategy.broadcast(self._attachment.quantizers.state_dict())
-            self._attachment.quantizers.load_state_dict(state)
-
     def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Once compression is over, whoever exchanges weights for a validation is told what they have become."""
         if self._finished and batch_idx == 0 and dataloader_idx == 0:
-            assert self.projector is not None
             with aside():  # a trace that is open already sees the weights, not how they came
-                self.projector.project()
+                self._taken.project()
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say of which stage the network is that was validated."""
         if self._following is not None or self._finished:
             self._log(pl_module, {"stage": float(self.stage)})
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how small it has become."""
-        assert self.projector is not None
-        self.projector.sync()
-        figures = self._figures(pl_module) if trainer.is_global_zero else None
-        self._log(pl_module, trainer.strategy.broadcast(figures) | {"stage": float(self.stage)})
+        self._taken.sync()
+        figures = trainer.strategy.broadcast(self._figures(pl_module) if trainer.is_global_zero else {})
+        self._log(pl_module, figures | {"stage": float(self.stage)})
 
-    def _figures(self, pl_module: Any) -> dict[str, float]:
-        assert self.projector is not None
-        figures = {"focused_layers": float(self.projector.focused_layers)}
+    def _figures(self, pl_module: LightningModule) -> dict[str, float]:
+        focused = {"focused_layers": float(self._taken.focused_layers)}
         try:
             report = measure_compressed(pl_module, other=self.other)
         except TypeError as error:  # the state holds what no file could
-            rank_zero_warn(f"FocusedCompression logs no size: {error}")
-            return figures
-        return {"sparsity": report.sparsity, "bits_per_weight": report.bits_per_weight, "ratio": report.ratio} | figures
+            self._warn(f"logs no size: {error}")
+            return focused
+        sizes = {name: float(getattr(report, name)) for name in ("sparsity", "bits_per_weight", "ratio")}
+        return sizes | focused
 
-    def _log(self, pl_module: Any, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+    def _share_scales(self, trainer: Trainer) -> None:
+        if self._attachment is not None:
+            share_scales(trainer, self._attachment.quantizers)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    # the end of the training, whenever it comes
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle on the formats, and validate what that changes: after all that others do at the end of training."""
-        self._last = after_training(pl_module, lambda: self._finish(trainer, pl_module))
+        self._last = after_training(pl_module, lambda: self._finish(trainer))
 
-    def _finish(self, trainer: Any, pl_module: Any) -> None:
-        assert self.projector is not None
+    def _finish(self, trainer: Trainer) -> None:
         stage, before = self.stage, dict(trainer.callback_metrics)
-        self._release()
-        if not self._complete():
+        self._follow_no_more()
+        if not self._stages.complete(self._taken):
             return
         if stage == 3:
             told = "weights that others wrote at the end of the training (an average) are compressed"
@@ -423,25 +322,15 @@ class FocusedCompression(Callback):
         if self.activations is not None and self._attachment is None:
             told += "; no activation is rounded, for none was seen in time"
         if trainer.enable_validation:
-            after = self._validate(trainer)
             told += "; validated before and after: " + ", ".join(
-                f"{name} {float(before.get(name, math.nan)):.4g} and {value:.4g}" for name, value in after.items()
+                f"{name} {float(before.get(name, math.nan)):.4g} and {value:.4g}"
+                for name, value in self._validate(trainer).items()
             )
         else:
             told += "; without validation data nothing tells what that costs"
-        (rank_zero_warn if stage < 3 else rank_zero_info)(f"FocusedCompression: {told}")
+        (self._warn if stage < 3 else self._say)(told)
 
-    def _complete(self) -> bool:
-        """Compress as asked for, whatever the time; whether that changed a weight."""
-        assert self.projector is not None
-        stage = self.stage
-        if self._pruning is not None:
-            self._prune_to(PRUNING_STEPS)
-        if self._quantizing is not None:
-            self._round_to(len(FRACTIONS) - 1)
-        return self.projector.finish() or stage < 3
-
-    def _validate(self, trainer: Any) -> dict[str, float]:
+    def _validate(self, trainer: Trainer) -> dict[str, float]:
         """Validate once more; what that logs, but for our own figures."""
         self._finished = True
         try:
@@ -450,59 +339,56 @@ class FocusedCompression(Callback):
             self._finished = False
         return {name: value for name, value in logged.items() if not name.startswith(f"{self.prefix}/")}
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file and the figure."""
-        assert self.projector is not None
-        stage = self.stage
-        if self._complete():
+        projector, stage = self._taken, self.stage
+        if self._stages.complete(projector):
             why = "weights that were written after the last validation are compressed"
             if stage < 3:
                 why = f"no epoch was left after the stage {STAGES[stage]!r}, and the rest was done at once"
-            rank_zero_warn(f"FocusedCompression: {why}; what that gives has not been validated")
+            self._warn(f"{why}; what that gives has not been validated")
         self._share_scales(trainer)
         if self.export is not None:
             self.save(pl_module, self.export, write=trainer.is_global_zero)
             log_file(trainer, f"{self.prefix}/model", self.export, "model")
-        self._figure(trainer)
-        self._release()
+        self._log_figure(trainer, "weights", lambda: weight_figure(projector))
+        self._follow_no_more()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the model usable: with its projected weights, and nothing on it."""
-        if self.projector is not None:
-            self.projector.capture()
-        if self._attachment is not None:
-            strip_(pl_module)
-        self._let_go()
-
-    def save(self, pl_module: Any, path: str | Path, *, write: bool = True) -> None:
+    def save(self, pl_module: LightningModule, path: str | Path, *, write: bool = True) -> None:
         """Write the compressed network now, and give the model the values that the file holds.
 
         Args:
             pl_module: the model in training.
             path: of the ``.effnn`` file.
             write: False on all processes but one.
+
+        Raises:
+            RuntimeError: before a fit has begun.
         """
-        assert self.projector is not None
+        layers = self._taken.layers
         if write:
             self.report = save_compressed(pl_module, path, other=self.other)
             rank_zero_info(
                 f"{path}: {self.report.bytes:,} bytes, {self.report.ratio:.1f} times smaller than fp32,"
                 f" {self.report.bits_per_weight:.2f} bits a weight"
             )
-        round_others_(pl_module, self.other, exclude=[layer.site.parameter for layer in self.projector.layers])
+        round_others_(pl_module, self.other, exclude=[layer.site.parameter for layer in layers])
 
-    def _figure(self, trainer: Any) -> None:
-        assert self.projector is not None
-        try:
-            from lightning_effnn.compression.plots import weight_figure
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the model usable: with its projected weights, and nothing on it."""
+        if self.projector is not None:
+            self.projector.capture()
+        if self._attachment is not None:
+            strip_(pl_module)
+        super().on_exception(trainer, pl_module, exception)
 
-            figure = weight_figure(self.projector)
-        except ImportError as error:
-            rank_zero_info(f"FocusedCompression: no figure: {error}")
-            return
-        log_figure(trainer, f"{self.prefix}/weights", figure, report_folder(trainer, None))
+    def _let_go(self) -> None:
+        """Leave the module, other callbacks and torch's optimisers as they were."""
+        self._follow_no_more()
+        self._waiting.put_back()
+        self._last.put_back()
 
-    def _release(self) -> None:
+    def _follow_no_more(self) -> None:
         if self._first is not None:
             self._first.end()
             self._first = None
@@ -510,7 +396,60 @@ class FocusedCompression(Callback):
             self._following.remove()
             self._following = None
 
-    def _let_go(self) -> None:
-        self._release()
-        self._waiting.put_back()
-        self._last.put_back()
+    # checkpoints
+
+    def state_dict(self) -> State:
+        """Latent weights, masks, formats, how far the schedule has come, and the arguments that have to stay."""
+        if self._saved is not None:
+            return self._saved
+        return {
+            "projector": None if self.projector is None else self.projector.state_dict(),
+            "excluded": self._excluded,
+            "weights": {} if self._selection is None else noted_uses(self._selection.model),
+            "activations": None if self._attachment is None else self._attachment.quantizers.state_dict(),
+            "pruned": self._stages.pruned,
+            "rounded": self._stages.rounded,
+            "stage": self.stage,
+            "arguments": {name: getattr(self, name) for name in _KEPT},
+        }
+
+    def _check_resumed(self, saved: State) -> None:
+        """Refuse to go on with other arguments than a checkpoint's."""
+        wrong = [
+            f"{name}={getattr(self, name)!r} (it had {value!r})"
+            for name, value in saved.get("arguments", {}).items()
+            if getattr(self, name) != value
+        ]
+        if wrong:
+            raise MisconfigurationException(
+                f"{self.name} cannot go on from this checkpoint with {', '.join(wrong)}: give what it had, or"
+                " begin a new fit with the checkpoint's weights (load_from_checkpoint)"
+            )
+
+    def _go_on(self, pl_module: LightningModule, saved: State) -> None:
+        """Have the latent weights and the activations of a checkpoint, in a fit."""
+        with self._reading():
+            self._stages.pruned, self._stages.rounded = int(saved["pruned"]), int(saved["rounded"])
+            if saved["projector"] is not None:
+                self._taken.load_state_dict(saved["projector"])
+            if saved["activations"] is not None:
+                self._round_activations(pl_module, saved["activations"])
+
+    @torch.inference_mode(False)  # what is made for a test outlives it
+    def _show(self, pl_module: LightningModule) -> None:
+        """Have the network of a checkpoint that was loaded outside a fit: its activations too."""
+        saved = self._take_saved()
+        if saved is None:
+            return
+        self._strip_activations()
+        with self._reading():
+            self._check_resumed(saved)
+            restore_uses_(pl_module, saved.get("weights", {}))
+            self._excluded = saved.get("excluded", self.exclude)
+            if saved["activations"] is not None:
+                self._round_activations(pl_module, saved["activations"])
+        if saved.get("stage", 3) < 3:
+            self._warn(
+                f"the checkpoint is of the stage {STAGES[saved['stage']]!r}: this is not yet the"
+                " compressed network. best_of_compressed=True has ModelCheckpoint compare compressed ones only"
+            )

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_effnn._tables import ReportTable
-from lightning_effnn.callbacks._reporting import log_figure, log_parameters, log_table, report_folder, say
-from lightning_effnn.callbacks._traced_batch import TracedBatch, loader_of
+from lightning_effnn.callbacks._base import EffnnCallback
+from lightning_effnn.callbacks._batches import loader_of
+from lightning_effnn.callbacks._reporting import log_table, report_folder, say
+from lightning_effnn.callbacks._traced_batch import TracedBatch
 from lightning_effnn.hardware import Accelerator, CostReport, Trace, estimate
+from lightning_effnn.hardware.plots import cost_figure
 from lightning_effnn.hardware.remarks import unknown_remark
 
 Stage = Literal["auto", "train", "validate"]
 _ENOUGH = 0.99
 
 
-class HardwareEnergyMonitor(Callback):
+class HardwareEnergyMonitor(EffnnCallback):
     """Simulated energy, time and memory traffic of one inference, from one natural batch an epoch.
 
     The first batch of each epoch is traced as it runs: no extra forward, nothing hooked on the model, training
@@ -62,6 +63,8 @@ class HardwareEnergyMonitor(Callback):
     Source: cost model as described in ``hardware/README.md``; ZigZag (Mei et al., IEEE TC 2021).
     """
 
+    takes_shards = True
+
     def __init__(
         self,
         accelerator: str | Accelerator = "eyeriss_like",
@@ -85,6 +88,7 @@ class HardwareEnergyMonitor(Callback):
             _check_integer("inferences", inferences, 1)
         if batch_dim is not None:
             _check_integer("batch_dim", batch_dim, None)
+        super().__init__(prefix)
         self.accelerator = Accelerator.load(accelerator)
         self.stage = stage
         self.batch_size = batch_size
@@ -93,17 +97,11 @@ class HardwareEnergyMonitor(Callback):
         self.table_every_n_epochs = table_every_n_epochs
         self.depth = depth
         self.folder = folder
-        self.prefix = prefix
         self.verbose = verbose
         self.report: CostReport | None = None
         self.first: dict[str, float] = {}
-        self._traced = TracedBatch(type(self).__name__, self.accelerator, batch_size, batch_dim, inferences)
+        self._traced = TracedBatch(self._warn_once, self.accelerator, batch_size, batch_dim, inferences)
         self._new = False  # whether the report is of this epoch
-
-    @property
-    def state_key(self) -> str:
-        """Two monitors in one Trainer keep their states apart by prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
         """The first epoch's figures and what they are for, so that a resumed fit compares with them."""
@@ -114,84 +112,65 @@ class HardwareEnergyMonitor(Callback):
         if state_dict.get("of", self._of) == self._of:
             self.first = dict(state_dict["first"])
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew: the figures of an earlier run are no part of this one."""
-        self._traced.begin()
+        super().setup(trainer, pl_module, stage)
+        self._let_go()
         self.report, self._new = None, False
         if stage == "fit":
             self.first = {}
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Log the parameters."""
-        log_parameters(trainer, self)
+    def _let_go(self) -> None:
+        """Leave no trace open behind an error."""
+        self._traced.abandon()
 
     # the traced batch
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open the trace on the first batch of the epoch."""
-        self._open(trainer, pl_module, "train", batch, batch_idx)
+        self._open(trainer, pl_module, batch, batch_idx)
 
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: object) -> None:
         """Close it: what follows is no inference."""
         self._close()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Log the figures; a step that never went backward is closed here."""
         self._close()
         if batch_idx == 0:
-            self._log(trainer, pl_module, "train")
+            self._log_report(trainer, pl_module)
 
     def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Open the trace on the first batch of the first loader."""
-        self._open(trainer, pl_module, "validate", batch, batch_idx + dataloader_idx)
+        self._open(trainer, pl_module, batch, batch_idx + dataloader_idx)
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Close it."""
         self._close()
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the figures."""
-        self._log(trainer, pl_module, "validate")
+        self._log_report(trainer, pl_module)
 
-    def on_test_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Open the trace on the first batch of the first loader."""
-        self._open(trainer, pl_module, "test", batch, batch_idx + dataloader_idx)
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Close it."""
-        self._close()
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the figures."""
-        self._log(trainer, pl_module, "test")
-
-    def on_predict_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Open the trace on the first batch of the first loader."""
-        self._open(trainer, pl_module, "predict", batch, batch_idx + dataloader_idx)
-
-    def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Close it; Lightning logs no figures here."""
-        self._close()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave no trace open behind an error; the error goes its way."""
-        self._traced.abandon()
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end  # Lightning logs nothing in a prediction
 
     # the console, tables, figures, summary
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's line; write table and figure every ``table_every_n_epochs``."""
         self._traced.abandon()  # still open if the module's on_train_batch_start skipped the epoch
         if self._new and self.verbose:
@@ -201,22 +180,16 @@ class HardwareEnergyMonitor(Callback):
         if every and (trainer.current_epoch + 1) % every == 0:
             self._write(trainer)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write table and figure of the last epoch; print the first epoch against the last."""
         self._end(trainer)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the table, unless it is a fit that validates."""
         if trainer.state.fn == "validate":
             self._end(trainer)
 
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write and print the table."""
-        self._end(trainer)
-
-    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write and print the table."""
-        self._end(trainer)
+    on_test_end = on_predict_end = on_fit_end
 
     def summary(self) -> ReportTable:
         """First against last epoch, as a rich table."""
@@ -230,22 +203,23 @@ class HardwareEnergyMonitor(Callback):
         return table
 
     @property
-    def _of(self) -> list[Any]:
+    def _of(self) -> list[str | int]:
         return [self.accelerator.name, self.batch_size]
 
-    def _traces(self, trainer: Any, loop: str) -> bool:
-        """Whether the first batch of this loop is the traced one."""
+    def _traces(self, trainer: Trainer) -> bool:
+        """Whether the first batch of the loop that runs is the traced one."""
         if trainer.sanity_checking:
             return False
+        loop = _loop(trainer)
         if trainer.state.fn != "fit":
             return bool(trainer.state.fn == loop)
         if self.stage == "auto":
             return loop == ("validate" if trainer.enable_validation else "train")
         return loop == self.stage
 
-    def _open(self, trainer: Any, pl_module: Any, loop: str, batch: Any, index: int) -> None:
-        if index == 0 and self._traces(trainer, loop):
-            self._traced.open(pl_module, batch, loader_of(trainer, loop))
+    def _open(self, trainer: Trainer, pl_module: LightningModule, batch: object, index: int) -> None:
+        if index == 0 and self._traces(trainer):
+            self._traced.open(pl_module, batch, loader_of(trainer, _loop(trainer)))
 
     def _close(self) -> None:
         report = self._traced.close()
@@ -253,20 +227,19 @@ class HardwareEnergyMonitor(Callback):
             return
         self.report, self._new = report, True
         if report.notes:
-            self._traced.warn("notes", "; ".join(report.notes))
+            self._warn_once("notes", "; ".join(report.notes))
         if report.coverage < _ENOUGH:
             known = f"{report.coverage:.1%} of the work is known"
-            self._traced.warn("coverage", f"{known}; {unknown_remark(report.unknown)}" if report.unknown else known)
+            self._warn_once("coverage", f"{known}; {unknown_remark(report.unknown)}" if report.unknown else known)
 
-    def _log(self, trainer: Any, pl_module: Any, loop: str) -> None:
-        if not self._traces(trainer, loop) or (self.report is None and trainer.world_size == 1):
+    def _log_report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._traces(trainer) or (self.report is None and trainer.world_size == 1):
             return
         # Other processes may have a report, and wait for this one's figures.
         totals = self.report.totals() if self.report else dict.fromkeys(self._names(), math.nan)
         if self.report and not self.first and trainer.state.fn == "fit":
             self.first = totals
-        for name, value in totals.items():
-            pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        self._log(pl_module, totals)
 
     def _names(self) -> Iterable[str]:
         """The keys that are logged on this chip."""
@@ -285,7 +258,7 @@ class HardwareEnergyMonitor(Callback):
         what = "an inference" if self.batch_size == 1 else f"{self.batch_size} inferences"
         return f"{what} on {self.accelerator.name} ({self.prefix}): {', '.join(figures)}"
 
-    def _end(self, trainer: Any) -> None:
+    def _end(self, trainer: Trainer) -> None:
         if self.report is None:
             return
         self._write(trainer)
@@ -298,22 +271,19 @@ class HardwareEnergyMonitor(Callback):
         if folder is not None:
             say(trainer, f"table of all layers and figure: {folder}")
 
-    def _write(self, trainer: Any) -> None:
-        if self.report is None:
-            return
-        folder = report_folder(trainer, self.folder)
-        log_table(trainer, f"{self.prefix}/layers", self.report.rows(), folder)
-        try:
-            from lightning_effnn.hardware.plots import cost_figure
-
-            figure = cost_figure(self.report, self.depth)
-        except ImportError as error:
-            rank_zero_info(f"{type(self).__name__}: no figure: {error}")
-            return
-        log_figure(trainer, f"{self.prefix}/energy", figure, folder and Path(folder))
+    def _write(self, trainer: Trainer) -> None:
+        report = self.report
+        if report is not None:
+            log_table(trainer, f"{self.prefix}/layers", report.rows(), report_folder(trainer, self.folder))
+            self._log_figure(trainer, "energy", lambda: cost_figure(report, self.depth), self.folder)
 
 
-def _check_integer(name: str, value: Any, least: int | None) -> None:
+def _loop(trainer: Trainer) -> str:
+    """What runs: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+    return trainer.state.stage.value if trainer.state.stage else ""
+
+
+def _check_integer(name: str, value: object, least: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name}={value!r}: an integer is needed")
     if least is not None and value < least:

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
-from lightning_effnn.callbacks._first_batches import selection_of, share, tell
+from lightning_effnn.callbacks._first_batches import share, tell
 from lightning_effnn.callbacks._held_out import HeldOut, held_out_loss
-from lightning_effnn.callbacks._refusals import check_end, check_rounds_alone, check_whole_weights
-from lightning_effnn.callbacks._reporting import log_figure, log_file, log_parameters, report_folder
-from lightning_effnn.callbacks._schedule import Moment, Schedule, epochs_of, passed
+from lightning_effnn.callbacks._reporting import log_file
+from lightning_effnn.callbacks._rounding import RoundingCallback, State, share_scales
+from lightning_effnn.callbacks._schedule import Moment, Schedule, check_end, epochs_of, passed
 from lightning_effnn.formats.tagging import aside
 from lightning_effnn.hardware import Accelerator
 from lightning_effnn.hardware.engines import check_prices_operations
-from lightning_effnn.quantization import (
-    Attachment,
-    QuantizationPlan,
-    ScaleOptimizer,
-    Selection,
-    WeightFinder,
-    activation_sites,
-    strip_,
-)
+from lightning_effnn.quantization import QuantizationPlan, ScaleOptimizer, WeightFinder, strip_
 from lightning_effnn.quantization.weights import noted_uses, restore_uses_
 from lightning_effnn.search.bits import COSTS, BitSearch
 from lightning_effnn.search.bits.search import check_options
@@ -38,7 +30,7 @@ COMPARE_EVERY = 8
 """Steps of training for each comparison of a few draws, which takes as long as one and a half."""
 
 
-class LowPrecisionSearch(Callback):
+class LowPrecisionSearch(RoundingCallback):
     """Bits for each weight and each layer's input, searched in the fit itself, and a network trained with them.
 
     Until ``warmup`` the model trains as ever. Then every step trains it with a draw of bits, and every eighth step a
@@ -108,22 +100,14 @@ class LowPrecisionSearch(Callback):
             raise ValueError(f"cost_weight={cost_weight!r}: a number of at least 0 is needed")
         if cost == "energy":
             check_prices_operations(Accelerator.load(accelerator))
+        super().__init__(prefix, include, exclude)
         self.weights, self.activations = tuple(weights), tuple(activations)
         self.cost, self.accelerator, self.cost_weight = cost, accelerator, cost_weight
-        self.warmup, self.freeze = warmup, freeze
+        self.warmup, self.freeze, self.seed, self.export = warmup, freeze, seed, export
         self.window = Schedule.of("(warmup, freeze)", (warmup, freeze))
-        self.include, self.exclude, self.seed = include, exclude, seed
-        self.export, self.prefix = export, prefix
         self.search: BitSearch | None = None
-        self.history: list[dict[str, Any]] = []
-        self._held_out: HeldOut | None = None
-        self._excluded: list[str] = []  # patterns of exclude, and names of what nobody optimises
-        self._position = 0  # of the held-out batches, in the checkpoint
-        self._scales: ScaleOptimizer | None = None
-        self._stopped = False
-        self._stepped = False
+        self._forget()
         self._interrupted = False
-        self._saved: dict[str, Any] | None = None  # a checkpoint's state, until the model is there
 
     @property
     def plan(self) -> QuantizationPlan | None:
@@ -131,11 +115,205 @@ class LowPrecisionSearch(Callback):
         return None if self.search is None else self.search.plan
 
     @property
-    def state_key(self) -> str:
-        """Fixed by the prefix."""
-        return f"{type(self).__name__}[{self.prefix}]"
+    def _kinds(self) -> tuple[bool, bool]:
+        return bool(self.weights), bool(self.activations)
 
-    def state_dict(self) -> dict[str, Any]:
+    # the beginning of a fit
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse early what cannot work."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._needs_automatic_optimization(
+                pl_module,
+                "asks training_step for the loss of validation batches, which with manual optimisation would step the"
+                " optimiser",
+            )
+            check_end(trainer, self.name, self.window)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on where a checkpoint was taken."""
+        self._check_rounds_alone(trainer, pl_module)
+        super().on_fit_start(trainer, pl_module)
+        if self.search is not None and (self._interrupted or self.search.model is not pl_module):
+            self._forget()  # an earlier fit with this callback is over
+        self._interrupted = False
+        self._restore(pl_module)
+
+    def _forget(self) -> None:
+        """Be as before any search."""
+        if self.search is not None:
+            strip_(self.search.model)
+        self.search = None
+        self.history: list[dict[str, Any]] = []
+        self._held_out: HeldOut | None = None
+        self._position = 0  # of the held-out batches, in the checkpoint
+        self._scales: ScaleOptimizer | None = None
+        self._stopped = False  # a loss was not finite
+        self._stepped = False  # gradients are complete
+
+    # each batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Begin, compare, draw or settle, whatever it is time for."""
+        step = trainer.current_epoch * self._batches(trainer) + batch_idx
+        progress = self.window.progress(passed(trainer, batch_idx), epochs_of(trainer))
+        if progress < 0 or self.plan is not None:
+            return
+        compares = step % COMPARE_EVERY == 0
+        with aside():  # a trace of this training step doesn't count what runs beside it
+            search = self.search or self._begin(trainer, pl_module, batch, step)
+            if progress >= 1:
+                self._settle(trainer, search)
+            elif compares and not self._stopped:
+                self._compare(trainer, pl_module, search, batch, step)
+        if self._stopped:
+            search.ahead_()
+        elif search.plan is None:
+            search.sample_(observing=compares)
+
+    def _batches(self, trainer: Trainer) -> int:
+        batches = trainer.num_training_batches
+        if math.isinf(batches):
+            raise MisconfigurationException(
+                f"{self.name} needs the number of training batches: give the loader a length, or limit_train_batches"
+            )
+        return int(batches)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: object, step: int) -> BitSearch:
+        """See what multiplies and what each option does to it, in a run on a held-out batch."""
+        self._held_out = HeldOut(trainer)
+        held_out = self._held_out.batch(trainer, batch)
+
+        def run() -> float:
+            return held_out_loss(trainer, pl_module, held_out, step)
+
+        selection = self._select(trainer, pl_module)
+        with WeightFinder(pl_module) as finder:
+            run()
+        error = share(trainer, pl_module, finder.error)
+        self._check_rounds_alone(trainer, pl_module)  # of the weights that are known now
+        if self.weights:
+            tell(self.name, selection, error)
+        epochs = epochs_of(trainer)
+        start, end = self.window.fractions(epochs)
+        steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
+        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
+        where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
+        self._say(f"chooses the bits of {', '.join(self.search.options)} by the loss of {where}")
+        self.search.survey(run, self.cost, self.accelerator)
+        if trainer.world_size > 1:  # each process has seen a batch of its own
+            self.search.load_state_dict(trainer.strategy.broadcast(self.search.state_dict()))
+        return self.search
+
+    def _attached(self, pl_module: LightningModule, steps: int) -> BitSearch:
+        return BitSearch(
+            pl_module, self.weights, self.activations, self.include, self._excluded, steps=steps, seed=self.seed
+        )
+
+    def _compare(
+        self, trainer: Trainer, pl_module: LightningModule, search: BitSearch, batch: object, step: int
+    ) -> None:
+        if self._held_out is None:
+            self._held_out = HeldOut(trainer, self._position)
+        held_out = self._held_out.batch(trainer, batch)
+
+        def loss() -> float:
+            own = held_out_loss(trainer, pl_module, held_out, step)
+            if trainer.world_size == 1:
+                return own
+            return float(trainer.strategy.reduce(torch.tensor(own, device=pl_module.device), reduce_op="mean"))
+
+        if search.compare(loss):
+            search.step(self.cost_weight)
+        else:
+            self._stopped = True
+            self._warn(
+                f"a loss is not finite in epoch {trainer.current_epoch}: no more bits are chosen, and training goes on"
+                " with those ahead"
+            )
+
+    def _settle(self, trainer: Trainer, search: BitSearch) -> None:
+        search.settle_()
+        self._scales = ScaleOptimizer(search.quantizers.parameters())
+        share_scales(trainer, search.quantizers)
+        figures = ", ".join(f"{self.prefix}/{name} {value:.3g}" for name, value in search.figures().items())
+        self._say(f"the bits are chosen: {figures}")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note that gradients are complete."""
+        self._stepped = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Let learned scales follow, once the weights have moved."""
+        if self._scales is not None and self._stepped:
+            if trainer.world_size > 1:
+                _average(trainer, self._scales.scales)
+            self._scales.step()
+        self._stepped = False
+        if trainer.is_last_batch:  # a checkpoint of this step is one of the epoch's end
+            self._remember(trainer.current_epoch)
+
+    # each epoch
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate what is ahead, with the same scales on all processes."""
+        self._restore(pl_module)
+        if self.search is not None:
+            self.search.ahead_()
+            share_scales(trainer, self.search.quantizers)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how far the choices are."""
+        if self.search is not None:
+            self._log(pl_module, self.search.figures())
+            self._remember(trainer.current_epoch)
+
+    def _remember(self, epoch: int) -> None:
+        if self.search is None or (self.history and self.history[-1]["epoch"] == epoch):
+            return
+        controller = self.search.controller
+        sure = {name: float(p.detach().max()) for name, p in controller.probabilities.items()}
+        self.history.append({"epoch": epoch, "chosen": controller.chosen(), "probability": sure})
+
+    # the end of the training, whenever it comes
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Settle, if the fit ended early: before any callback writes what the model has become."""
+        if self.search is not None and self.plan is None:
+            self._settle(trainer, self.search)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write plan and figure."""
+        search = self.search
+        if search is None:
+            self._warn("the fit ended before the search began: no bits were chosen")
+            return
+        if search.plan is None:  # resumed, with no epoch left to train
+            self._warn(
+                "no bits were chosen and no plan is written: the checkpoint's search had not ended, and"
+                f" max_epochs={trainer.max_epochs} left nothing to train. Resume with more epochs"
+            )
+            return
+        if self.export is not None and trainer.is_global_zero:
+            search.plan.save(self.export)
+            log_file(trainer, f"{self.prefix}/bits", self.export, "quantization-plan")
+            print(f"{self.name}: the chosen bits are in {self.export}")
+        self._log_figure(trainer, "choices", lambda: choices_figure(self.history, search.options))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the model usable: with the weights that were trained, and nothing on it."""
+        if self.search is not None:
+            strip_(pl_module)
+            self._interrupted = True
+
+    # checkpoints
+
+    def state_dict(self) -> State:
         """The search, its scales' optimiser, and where the held-out batches are."""
         if self._saved is not None:
             return self._saved
@@ -151,259 +329,31 @@ class LowPrecisionSearch(Callback):
             "excluded": self._excluded,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the model is there."""
-        self._saved = state_dict
-
-    def rounds(self, pl_module: Any) -> set[str]:
-        """Names of the weights and activations that have to be left alone by others."""
-        names = set()
-        if self.weights:
-            sites = Selection(pl_module, self.include, self.exclude).sites
-            names |= {f"weights/{site.name}" for site in sites}
-        if self.activations:
-            names |= {f"activations/{site.name}" for site in activation_sites(pl_module, self.include, self.exclude)}
-        return names
-
-    # the stages of a fit
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse early what cannot work."""
-        if stage != "fit":
-            return
-        check_whole_weights(trainer, self)
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "LowPrecisionSearch asks training_step for the loss of validation batches, which with manual"
-                " optimisation would step the optimiser: it needs automatic_optimization"
-            )
-        check_end(trainer, self, self.window)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Go on where a checkpoint was taken."""
-        check_rounds_alone(trainer, pl_module, self)
-        log_parameters(trainer, self)
-        if self.search is not None and (self._interrupted or self.search.model is not pl_module):
-            self._forget()  # an earlier fit with this callback is over
-        self._interrupted = False
-        self._restore(pl_module)
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Validate what is ahead, with the same scales on all processes."""
-        self._restore(pl_module)
-        if self.search is None:
-            return
-        self.search.ahead_()
-        attachment = self.search.attachment
-        if trainer.world_size > 1 and attachment is not None:
-            _share(trainer, attachment)
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Test what was chosen or is ahead, also where only a checkpoint was loaded."""
-        self.on_validation_start(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Predict with what was chosen or is ahead."""
-        self.on_validation_start(trainer, pl_module)
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Begin, compare, draw or settle, whatever it is time for."""
-        step = trainer.current_epoch * self._batches(trainer) + batch_idx
-        progress = self.window.progress(passed(trainer, batch_idx), epochs_of(trainer))
-        if progress < 0 or self.plan is not None:
-            return
-        compares = step % COMPARE_EVERY == 0
-        with aside():  # a trace of this training step doesn't count what runs beside it
-            if self.search is None:
-                self._begin(trainer, pl_module, batch, step)
-            assert self.search is not None
-            if progress >= 1:
-                self._settle(trainer)
-            elif compares and not self._stopped:
-                self._compare(trainer, pl_module, batch, step)
-        if self._stopped:
-            self.search.ahead_()
-        elif self.plan is None:
-            self.search.sample_(observing=compares)
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Note that gradients are complete."""
-        self._stepped = True
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let learned scales follow, once the weights have moved."""
-        if self._scales is not None and self._stepped:
-            if trainer.world_size > 1:
-                _average(trainer, self._scales.scales)
-            self._scales.step()
-        self._stepped = False
-        if trainer.is_last_batch:  # a checkpoint of this step is one of the epoch's end
-            self._remember(trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log how far the choices are."""
-        if self.search is None:
-            return
-        for name, value in self.search.figures().items():
-            pl_module.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-        self._remember(trainer.current_epoch)
-
-    def _remember(self, epoch: int) -> None:
-        if self.search is None or (self.history and self.history[-1]["epoch"] == epoch):
-            return
-        controller = self.search.controller
-        sure = {name: float(p.detach().max()) for name, p in controller.probabilities.items()}
-        self.history.append({"epoch": epoch, "chosen": controller.chosen(), "probability": sure})
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Settle, if the fit ended early: before any callback writes what the model has become."""
-        if self.search is not None and self.plan is None:
-            self._settle(trainer)
-
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write plan and figure."""
-        if self.search is None:
-            rank_zero_warn("LowPrecisionSearch: the fit ended before the search began: no bits were chosen")
-            return
-        if self.plan is None:  # resumed, with no epoch left to train
-            rank_zero_warn(
-                "LowPrecisionSearch: no bits were chosen and no plan is written: the checkpoint's search had not ended,"
-                f" and max_epochs={trainer.max_epochs} left nothing to train. Resume with more epochs"
-            )
-            return
-        if self.export is not None and trainer.is_global_zero:
-            self.plan.save(self.export)
-            log_file(trainer, f"{self.prefix}/bits", self.export, "quantization-plan")
-            print(f"LowPrecisionSearch: the chosen bits are in {self.export}")
-        self._figure(trainer)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the model usable: with the weights that were trained, and nothing on it."""
-        if self.search is not None:
-            strip_(pl_module)
-            self._interrupted = True
-
-    # what they do
-
-    def _begin(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
-        epochs = epochs_of(trainer)
-        start, end = self.window.fractions(epochs)
-        steps = trainer.max_steps if epochs is None else epochs * self._batches(trainer)
-        self._held_out = HeldOut(trainer)
-        held_out = self._held_out.batch(trainer, batch)
-        self._look(trainer, pl_module, lambda: held_out_loss(trainer, pl_module, held_out, step))
-        self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
-        where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
-        names = ", ".join(self.search.options)
-        rank_zero_info(f"LowPrecisionSearch chooses the bits of {names} by the loss of {where}")
-        self.search.survey(lambda: held_out_loss(trainer, pl_module, held_out, step), self.cost, self.accelerator)
-        if trainer.world_size > 1:  # each process has seen a batch of its own
-            self.search.load_state_dict(trainer.strategy.broadcast(self.search.state_dict()))
-
-    def _look(self, trainer: Any, pl_module: Any, run: Callable[[], object]) -> None:
-        """See what multiplies, whatever the classes of the modules, and say what is left out."""
-        selection = selection_of(trainer, pl_module, self)
-        with WeightFinder(pl_module) as finder:
-            run()
-        error = share(trainer, pl_module, finder.error)
-        self._excluded = selection.excluded
-        check_rounds_alone(trainer, pl_module, self)  # of the weights that are known now
-        if self.weights:
-            tell(type(self).__name__, selection, error)
-
-    def _compare(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
-        assert self.search is not None
-        if self._held_out is None:
-            self._held_out = HeldOut(trainer, self._position)
-        held_out = self._held_out.batch(trainer, batch)
-
-        def loss() -> float:
-            own = held_out_loss(trainer, pl_module, held_out, step)
-            if trainer.world_size == 1:
-                return own
-            return float(trainer.strategy.reduce(torch.tensor(own, device=pl_module.device), reduce_op="mean"))
-
-        if self.search.compare(loss):
-            self.search.step(self.cost_weight)
-        else:
-            self._stopped = True
-            rank_zero_warn(
-                f"LowPrecisionSearch: a loss is not finite in epoch {trainer.current_epoch}: no more bits are"
-                " chosen, and training goes on with those ahead"
-            )
-
-    def _settle(self, trainer: Any) -> None:
-        assert self.search is not None
-        self.search.settle_()
-        attachment = self.search.attachment
-        self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())
-        if trainer.world_size > 1 and attachment is not None:
-            _share(trainer, attachment)
-        figures = self.search.figures()
-        rank_zero_info(
-            "LowPrecisionSearch: the bits are chosen: "
-            + ", ".join(f"{self.prefix}/{name} {value:.3g}" for name, value in figures.items())
-        )
-
     @torch.inference_mode(False)  # what is made for a test outlives it
-    def _restore(self, pl_module: Any) -> None:
-        if self._saved is None:
+    def _restore(self, pl_module: LightningModule) -> None:
+        """Have the search of a checkpoint, if one was loaded since."""
+        saved = self._take_saved()
+        if saved is None:
             return
-        saved, self._saved = self._saved, None
         self._forget()
         if saved.get("search") is None:  # taken before the search began
             return
-        restore_uses_(pl_module, saved["known"])
-        self._excluded = saved["excluded"]
-        self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
-        self.search.load_state_dict(saved["search"])
-        self.history, self._stopped = list(saved["history"]), saved["stopped"]
-        self._position = saved["position"]
-        if saved["scales"] is not None:
-            attachment = self.search.attachment
-            self._scales = ScaleOptimizer([] if attachment is None else attachment.quantizers.parameters())
-            self._scales.load_state_dict(saved["scales"])
-
-    def _forget(self) -> None:
-        """Be as before any search."""
-        if self.search is not None:
-            strip_(self.search.model)
-        self.search, self._held_out, self._scales = None, None, None
-        self.history, self._stopped, self._position = [], False, 0
-
-    def _attached(self, pl_module: Any, steps: int) -> BitSearch:
-        return BitSearch(
-            pl_module, self.weights, self.activations, self.include, self._excluded, steps=steps, seed=self.seed
-        )
-
-    def _batches(self, trainer: Any) -> int:
-        batches = trainer.num_training_batches
-        if math.isinf(batches):
-            raise MisconfigurationException(
-                "LowPrecisionSearch needs the number of training batches: give the loader a length, or"
-                " limit_train_batches"
-            )
-        return int(batches)
-
-    def _figure(self, trainer: Any) -> None:
-        assert self.search is not None
-        try:
-            figure = choices_figure(self.history, self.search.options)
-        except (ImportError, ValueError) as error:
-            rank_zero_info(f"LowPrecisionSearch: no figure: {error}")
-            return
-        log_figure(trainer, f"{self.prefix}/choices", figure, report_folder(trainer, None))
+        with self._reading():
+            restore_uses_(pl_module, saved["known"])
+            self._excluded = saved["excluded"]
+            self.search = self._attached(pl_module, steps=1)  # how fast it learns is part of its state
+            self.search.load_state_dict(saved["search"])
+            self.history, self._stopped = list(saved["history"]), saved["stopped"]
+            self._position = saved["position"]
+            if saved["scales"] is not None:
+                self._scales = ScaleOptimizer(self.search.quantizers.parameters())
+                self._scales.load_state_dict(saved["scales"])
 
 
-def _average(trainer: Any, scales: Sequence[torch.nn.Parameter]) -> None:
+def _average(trainer: Trainer, scales: Sequence[nn.Parameter]) -> None:
     """Average the gradients of learned scales over the processes, all in one call."""
     gradients = [torch.zeros_like(scale) if scale.grad is None else scale.grad for scale in scales]
     if gradients:
         flat = trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
         for scale, mean in zip(scales, flat.split([g.numel() for g in gradients]), strict=True):
             scale.grad = mean.view_as(scale)
-
-
-def _share(trainer: Any, attachment: Attachment) -> None:
-    """Give all processes the quantisers of the first."""
-    attachment.quantizers.load_state_dict(trainer.strategy.broadcast(attachment.quantizers.state_dict()))

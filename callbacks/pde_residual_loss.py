@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_effnn.callbacks._loss_term import AddsToLoss, Term
@@ -65,23 +66,24 @@ class PDEResidualLoss(AddsToLoss):
                 f"the problem looks for {', '.join(found.unknowns)}: modules.PDESolver finds unknowns, this callback "
                 "trains nothing but the module's own parameters"
             )
-        self.problem, self.field, self.weight, self.prefix = problem, field, weight, prefix
+        super().__init__(prefix)
+        self.problem, self.field, self.weight = problem, field, weight
         self.equation = found
         self.points, self.boundary_points, self.seed = points, boundary_points, seed
         self.sampler = Sampler(points, boundary_points, adaptive=0.0, seed=seed)
         self._weights: dict[str, list[float]] | None = None
 
-    def term(self, trainer: Any, pl_module: Any) -> Term:
+    def term(self, trainer: Trainer, pl_module: LightningModule) -> Term:
         """Return the weighted residuals of points that each training step draws."""
         residuals = self._residuals(pl_module)
         self.sampler.draws, self._weights = 0, None  # a checkpoint's state comes after this
 
-        def term(*_: Any, **__: Any) -> Tensor | None:
+        def term(*_: object, **__: object) -> Tensor | None:
             return self.weight * self._loss(residuals, pl_module) if pl_module.training else None
 
         return term
 
-    def _residuals(self, pl_module: Any) -> Residuals:
+    def _residuals(self, pl_module: LightningModule) -> Residuals:
         try:
             net = pl_module.get_submodule(self.field)
         except AttributeError as error:
@@ -102,7 +104,7 @@ class PDEResidualLoss(AddsToLoss):
             )
         return residuals
 
-    def _loss(self, residuals: Residuals, pl_module: Any) -> Tensor:
+    def _loss(self, residuals: Residuals, pl_module: LightningModule) -> Tensor:
         # in full precision, and not part of what a trace of this step counts
         with aside(), torch.autocast(pl_module.device.type, enabled=False):
             residuals.blocks = self.sampler.draw(residuals)
@@ -115,9 +117,7 @@ class PDEResidualLoss(AddsToLoss):
             squares = residuals.squares(parts)
             loss = residuals.vector(parts).square().sum()
         rest = sum(square for name, square in squares.items() if name != "residual")
-        for key, square in (("residual", squares["residual"]), ("boundary", rest)):
-            name = f"{self.prefix}/{key}"
-            pl_module.log(name, square**0.5, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        self._log(pl_module, {"residual": squares["residual"] ** 0.5, "boundary": rest**0.5})
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_effnn.callbacks._batches import inputs_of
 from lightning_effnn.callbacks._loss_term import AddsToLoss, Term
 from lightning_effnn.formats.tagging import aside
 from lightning_effnn.robustness.objectives import SIGMA
@@ -63,26 +64,24 @@ class SpongeTraining(AddsToLoss):
         if not low < high:
             raise ValueError(f"low={low!r}, high={high!r}: a range of inputs is needed")
         check_attack(attack, eps, steps, share)
+        super().__init__(prefix)
         self.attack = (attack,) if isinstance(attack, str) else tuple(attack)
         self.weight, self.eps, self.steps, self.share = weight, eps, steps, share
-        self.sigma, self.low, self.high, self.prefix = sigma, low, high, prefix
+        self.sigma, self.low, self.high = sigma, low, high
 
-    def term(self, trainer: Any, pl_module: Any) -> Term:
+    def term(self, trainer: Trainer, pl_module: LightningModule) -> Term:
         """Return the penalty of a training step's batch."""
         penalty = SpongePenalty(
             pl_module, self.attack, self.eps, self.steps, self.share, self.sigma, self.low, self.high
         )
 
-        def term(batch: Any, *_: Any, **__: Any) -> Tensor | None:
+        def term(batch: object, *_: object, **__: object) -> Tensor | None:
             if not pl_module.training:  # somebody asks for the loss of held-out inputs
                 return None
-            x = batch[0] if isinstance(batch, list | tuple) else batch
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                raise TypeError(f"a batch begins with a {type(x).__name__}: SpongeTraining needs a tensor of inputs")
+            x = inputs_of(batch, self.name, floating=True)
             with aside():  # a trace of this training step doesn't count what runs beside it
                 value = penalty(x, trainer.global_step)
-            name = f"{self.prefix}/penalty"
-            pl_module.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
+            self._log(pl_module, {"penalty": value.detach()}, batch_size=len(x))
             return self.weight * value
 
         return term

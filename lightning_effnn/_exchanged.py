@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 _NONE = object()
 
 
@@ -26,9 +24,9 @@ class Exchanged:
     """
 
     def __init__(self) -> None:
-        self._taken: list[tuple[Any, str, Any, Any]] = []
+        self._taken: list[tuple[object, str, object, object]] = []
 
-    def exchange(self, owner: Any, name: str, value: Any) -> None:
+    def exchange(self, owner: object, name: str, value: object) -> None:
         """Set an attribute of ``owner``.
 
         Args:

@@ -12,7 +12,10 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d+)")
@@ -20,7 +23,7 @@ _MOST_LINKS = 40
 _LONGEST_STEM = 40  # of a name beside: with what is added to it, it stays below what file systems take
 
 
-def write_whole(path: str | Path, write: Callable[[Path], Any]) -> int:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> int:
     """Have ``write`` fill a file beside ``path``, then rename it; an error leaves what was there before.
 
     A symbolic link is followed: what it leads to is replaced. A new file has the rights that the umask gives, an
@@ -72,7 +75,7 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> int:
         beside.unlink(missing_ok=True)
 
 
-def write_figure(path: str | Path, figure: Any, dpi: int = 120) -> None:
+def write_figure(path: str | Path, figure: Figure, dpi: int = 120) -> None:
     """Write a matplotlib figure whole or not at all, in the format that the suffix of ``path`` names, else as PNG.
 
     Raises:
@@ -137,7 +140,7 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _write_through(path: Path, write: Callable[[Path], Any]) -> int:
+def _write_through(path: Path, write: Callable[[Path], object]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, f"whole{path.suffix}")
         whole.touch()

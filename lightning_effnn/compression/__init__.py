@@ -27,6 +27,7 @@ from lightning_effnn.compression.following import Following
 from lightning_effnn.compression.projector import Projector
 from lightning_effnn.compression.pruning import PruneReport, cubic_sparsity, prune_model_
 from lightning_effnn.compression.size_report import CompressionReport
+from lightning_effnn.compression.stages import Stages
 
 __all__ = [
     "ArtifactError",
@@ -36,6 +37,7 @@ __all__ = [
     "LayerFocus",
     "Projector",
     "PruneReport",
+    "Stages",
     "bake_",
     "cubic_sparsity",
     "focus",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lightning_effnn.compression.projector import Projector
 
 _MOST_LAYERS = 24
 
 
-def weight_figure(projector: Projector) -> Any:
+def weight_figure(projector: Projector) -> Figure:
     """One panel a layer: latent weights that are kept, and how many lie on each level; a matplotlib ``Figure``.
 
     Networks of many layers show the largest.

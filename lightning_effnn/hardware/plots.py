@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_effnn._files import write_figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lightning_effnn.hardware.report import CostReport
 
 _MOST_BARS = 40
 
 
-def cost_figure(report: CostReport, depth: int = 2) -> Any:
+def cost_figure(report: CostReport, depth: int = 2) -> Figure:
     """Stacked horizontal bars, one a module, one colour a place where energy goes; a matplotlib ``Figure``.
 
     Networks of many modules are cut to the costliest; the rest is one bar.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,23 @@ from torch.nn import functional as F
 from lightning_effnn._remembered import Remembered
 from lightning_effnn.formats.tagging import aside
 from lightning_effnn.modules._teaching import divergence
+
+
+class Graph(Protocol):
+    """What a batch of torch-geometric has, as far as it is used here.
+
+    Attributes:
+        x: features ``[N, channels]`` of the nodes.
+        edge_index: ``[2, E]``, sources and targets.
+        y: class of each node, ``[N]``.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    y: Tensor
+
+    def get(self, key: str, /) -> Tensor | None:
+        """Another of its tensors by name, if there is one."""
 
 
 def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -26,13 +43,13 @@ def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dic
     return [{"params": matrices, "lr": lr, "weight_decay": weight_decay}, {"params": others, "lr": lr}]
 
 
-def node_mask(batch: Any, name: str) -> Tensor | None:
+def node_mask(batch: Graph, name: str) -> Tensor | None:
     """Return a graph's mask; None if it has none or no node in it."""
-    mask: Tensor | None = batch.get(name)
+    mask = batch.get(name)
     return mask if mask is not None and bool(mask.any()) else None
 
 
-def held_out(batch: Any, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def held_out(batch: Graph, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Split nodes in two, three to one: the same nodes each time; None for a part without any.
 
     Args:
@@ -68,7 +85,7 @@ class Teacher:
         self.net = net.eval().requires_grad_(False)
         self._says: Remembered[Tensor] = Remembered()
 
-    def divergence(self, scores: Tensor, batch: Any) -> Tensor:
+    def divergence(self, scores: Tensor, batch: Graph) -> Tensor:
         """Return the mean, over nodes, of the divergence of the softmax of ``scores`` from the teacher's.
 
         Args:

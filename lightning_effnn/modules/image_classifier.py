@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
@@ -118,7 +119,7 @@ class ImageClassifier(L.LightningModule):
         """Log loss and accuracy."""
         self._evaluate("test", batch, self.test_acc)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with a cosine schedule by step where one is wanted."""
         optimizer = self._build_optimizer()
         if self.schedule == "constant":

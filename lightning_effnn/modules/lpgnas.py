@@ -13,7 +13,10 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_effnn._random import random_state_kept
+from lightning_effnn.hardware import Accelerator
+from lightning_effnn.hardware.engines import check_prices_operations
 from lightning_effnn.modules._nodes import (
+    Graph,
     held_out,
     node_accuracy,
     node_loss,
@@ -67,7 +70,8 @@ class LPGNAS(L.LightningModule):
             put beside it where matplotlib is installed. None writes nothing.
 
     Raises:
-        ValueError: an argument out of range; in training, a graph without training nodes.
+        ValueError: an argument out of range, an accelerator that is unknown or prices whole modules; in training,
+            a graph without training nodes.
         MisconfigurationException: a fit without ``max_epochs``.
         ImportError: without torch-geometric; the message names the extra.
 
@@ -107,6 +111,8 @@ class LPGNAS(L.LightningModule):
         super().__init__()
         if cost not in COSTS:
             raise ValueError(f"cost is {cost!r}: use one of {', '.join(COSTS)}")
+        if cost == "energy":
+            check_prices_operations(Accelerator.load(accelerator))
         for name, value, least in (("cost_weight", cost_weight, 0), ("samples", samples, 1), ("warmup", warmup, 0)):
             if not value >= least:
                 raise ValueError(f"{name} is {value!r}: use {least} or more")
@@ -159,7 +165,7 @@ class LPGNAS(L.LightningModule):
         if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
             raise MisconfigurationException("LPGNAS has a warm-up that is a share of the fit: it needs max_epochs")
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Graph, batch_idx: int) -> None:
         """One step of the weights; after the warm-up one of the controllers."""
         train, val = self._nodes(batch)
         done = (self.current_epoch + batch_idx / self.trainer.num_training_batches) / (self.trainer.max_epochs or 1)
@@ -170,7 +176,7 @@ class LPGNAS(L.LightningModule):
             if val is not None and done >= self.hparams["warmup"] and not self._settled:
                 self._step_controllers(batch, val)
 
-    def _nodes(self, batch: Any) -> tuple[Tensor | None, Tensor | None]:
+    def _nodes(self, batch: Graph) -> tuple[Tensor | None, Tensor | None]:
         """Nodes for the weights and nodes for the controllers."""
         train, val = node_mask(batch, "train_mask"), node_mask(batch, "val_mask")
         whole = self.trainer.num_training_batches == 1
@@ -181,7 +187,7 @@ class LPGNAS(L.LightningModule):
             return train, val  # whether mini-batches have validation nodes shows in the first epoch
         return held_out(batch, train)
 
-    def _step_weights(self, batch: Any, mask: Tensor) -> None:
+    def _step_weights(self, batch: Graph, mask: Tensor) -> None:
         optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         gates = self._gates_ahead() if self._settled else self._sample()
         loss = node_loss(self.net(batch.x, batch.edge_index, gates), batch.y, mask)
@@ -200,7 +206,7 @@ class LPGNAS(L.LightningModule):
         optimizer.zero_grad()
         self._settle()
 
-    def _step_controllers(self, batch: Any, mask: Tensor) -> None:
+    def _step_controllers(self, batch: Graph, mask: Tensor) -> None:
         _, optimizer = self.optimizers()  # type: ignore[attr-defined]
         if self._cost is None:
             graph = batch.x, batch.edge_index
@@ -219,7 +225,7 @@ class LPGNAS(L.LightningModule):
         optimizer.step()
 
     @torch.no_grad()
-    def _try_networks(self, batch: Any, mask: Tensor) -> bool:
+    def _try_networks(self, batch: Graph, mask: Tensor) -> bool:
         """Tell the surrogate the error rates of sampled networks; False where scores are not finite."""
         training = self.net.training
         self.net.eval()  # what dropout does to one network is no reason to choose another
@@ -256,7 +262,7 @@ class LPGNAS(L.LightningModule):
         chosen = self.chosen
         return {**self.architecture.gates_of(chosen), **self.quantization.gates_of(chosen)}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Graph, batch_idx: int) -> None:
         """Log loss and accuracy, on the validation nodes, of the network ahead with shared weights."""
         self._extents = graph_extents(batch.x, batch.edge_index)
         mask = node_mask(batch, "val_mask")

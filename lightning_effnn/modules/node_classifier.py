@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_effnn._files import write_whole
-from lightning_effnn.modules._nodes import Teacher, node_accuracy, node_loss, node_mask, parameter_groups
+from lightning_effnn.modules._nodes import Graph, Teacher, node_accuracy, node_loss, node_mask, parameter_groups
 
 
 class NodeClassifier(L.LightningModule):
@@ -77,7 +77,7 @@ class NodeClassifier(L.LightningModule):
         scores: Tensor = self.net(x, edge_index)
         return scores
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Graph, batch_idx: int) -> Tensor | None:
         """Return the loss of the training nodes; a mini-batch without any is passed over."""
         mask = node_mask(batch, "train_mask")
         if mask is None:
@@ -91,11 +91,11 @@ class NodeClassifier(L.LightningModule):
         self.log("train/loss", loss, batch_size=int(mask.sum()), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Graph, batch_idx: int) -> None:
         """Log loss and accuracy of the validation nodes."""
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Graph, batch_idx: int) -> None:
         """Log loss and accuracy of the test nodes."""
         self._evaluate("test", batch)
 
@@ -133,7 +133,7 @@ class NodeClassifier(L.LightningModule):
         """Return Adam."""
         return torch.optim.Adam(parameter_groups(self.net, self.lr, self.weight_decay))
 
-    def _evaluate(self, stage: str, batch: Any) -> None:
+    def _evaluate(self, stage: str, batch: Graph) -> None:
         mask = node_mask(batch, f"{stage}_mask")
         if mask is None:
             return

@@ -155,11 +155,11 @@ class PDESolver(L.LightningModule):
 
     # --- the fit
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> torch.utils.data.DataLoader[int]:
         """Numbers of steps: points are drawn by the sampler."""
         return torch.utils.data.DataLoader(range(self.steps_per_epoch))  # type: ignore[arg-type]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one optimizer, or Adam and L-BFGS."""
         parameters = self.residuals.parameters
         made: dict[str, Callable[[], torch.optim.Optimizer]] = {
@@ -211,7 +211,7 @@ class PDESolver(L.LightningModule):
         if getattr(encoding, "coarse_to_fine", False):  # all frequencies are open from the middle of the fit on
             encoding.set_progress(2 * self.current_epoch / max(self.trainer.max_epochs or 1, 1))
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Take one step."""
         optimizers: Any = self.optimizers()
         if isinstance(optimizers, list):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -147,7 +146,7 @@ class SequenceToSequence(L.LightningModule):
         exact = (written == target[:, 1:]).all(1).float().mean()
         self.log_dict({"val/loss": self._loss(tokens, target), "val/exact": exact}, batch_size=len(tokens))
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, with a cosine schedule by step."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)

@@ -10,8 +10,7 @@ with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ class LevenbergMarquardt(Optimizer):
     def _all(self) -> list[Tensor]:
         return [p for p in self.param_groups[0]["params"] if p.requires_grad]
 
-    def step(self, closure: Any = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Take one step; return the loss, half the sum of squares, after it.
 
         Args:
@@ -197,7 +196,7 @@ def _by_rows(residual: Tensor, parameters: list[Tensor]) -> Tensor:
 class _Products:
     """Products with ``J`` and its transpose, by derivatives of derivatives."""
 
-    def __init__(self, closure: Any, parameters: list[Tensor]) -> None:
+    def __init__(self, closure: Callable[[], Tensor], parameters: list[Tensor]) -> None:
         self.parameters, self.residual = parameters, closure()
         self.loss = 0.5 * float(self.residual.detach().square().sum())
         self.probe = torch.zeros_like(self.residual, requires_grad=True)
@@ -208,7 +207,7 @@ class _Products:
         noise = torch.randn(self.residual.shape, generator=draw, dtype=torch.float64, device="cpu")
         self.scale = float(self._backward(noise.to(self.residual)).square().mean()) or 1.0  # Hutchinson's estimate
 
-    def _flat(self, gradients: Any) -> Tensor:
+    def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
                           for p, g in zip(self.parameters, gradients, strict=True)])  # fmt: skip
 

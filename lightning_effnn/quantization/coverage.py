@@ -240,10 +240,10 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept.setdefault(key, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
         return key
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: object) -> None:
         if threading.get_ident() == self._thread:  # these hooks are called for the modules of all threads
             self._stack.append(self._names.get(id(module), self._stack[-1]))
 
-    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
+    def _leave(self, module: nn.Module, args: object, result: object) -> None:
         if threading.get_ident() == self._thread:
             self._stack.pop()

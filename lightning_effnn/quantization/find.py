@@ -190,13 +190,13 @@ class _Watch(Lineage):  # type: ignore[no-untyped-call]
                 if key in memory and copy is not None:
                     memory.add(copy)
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module, args: object) -> None:
         """Global pre-hook of modules."""
         if threading.get_ident() == self._thread and self.error is None:
             keys = (self._key(tensor) for tensor in tensors_in(args) if tensor.is_floating_point())
             self._running.append((id(module), {key for key in keys if key is not None}))
 
-    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+    def leave(self, module: nn.Module, args: object, result: object) -> None:
         """Global hook of modules."""
         if threading.get_ident() == self._thread and self._running:
             self._running.pop()

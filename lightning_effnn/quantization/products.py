@@ -67,7 +67,7 @@ def macs_of(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     return int(formula(*args, **kwargs, out_val=result)) // 2
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """All tensors in arguments or results, in their order."""
     if isinstance(value, Tensor):
         yield value

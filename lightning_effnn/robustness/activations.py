@@ -72,7 +72,7 @@ class Activations:
         thread, differentiable = threading.get_ident(), torch.is_grad_enabled()
 
         def note(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            def hook(module: nn.Module, args: tuple[object, ...]) -> None:
                 if not torch.compiler.is_dynamo_compiling() and threading.get_ident() != thread:
                     return
                 if differentiable and not torch.is_grad_enabled() and in_reentrant_checkpoint():
@@ -113,7 +113,7 @@ class _NaturalStatistics(TorchFunctionMode):
         self.natural, self.inputs = natural, inputs
 
     def __torch_function__(
-        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Sequence[Any], args: tuple[object, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is not F.batch_norm:

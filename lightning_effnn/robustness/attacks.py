@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.hardware import Accelerator
 from lightning_effnn.robustness.activations import as_deployed
 from lightning_effnn.robustness.energy import DensityEnergy
 from lightning_effnn.robustness.objectives import SIGMA, Density, check_images
@@ -41,7 +43,14 @@ class Aim:
         ValueError: an unknown objective.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, objective: str | Objective, accelerator: Any, sigma: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        objective: str | Objective,
+        accelerator: str | Path | Accelerator,
+        sigma: float,
+    ) -> None:
         self.smooth: Objective
         self.exact: Objective | None = None
         self.counts = objective in ("l0", "energy")
@@ -80,7 +89,7 @@ def sponge_pgd(
     random_start: bool = False,
     *,
     objective: Literal["l0", "l2", "linf", "energy"] | Objective = "l0",
-    accelerator: Any = "eyeriss_like",
+    accelerator: str | Path | Accelerator = "eyeriss_like",
     sigma: float = SIGMA,
     low: float = 0.0,
     high: float = 1.0,
@@ -151,7 +160,7 @@ def sponge_lbfgs(
     eps: float | None = None,
     *,
     objective: Literal["l0", "l2", "linf", "energy"] | Objective = "l2",
-    accelerator: Any = "eyeriss_like",
+    accelerator: str | Path | Accelerator = "eyeriss_like",
     sigma: float = SIGMA,
     low: float = 0.0,
     high: float = 1.0,

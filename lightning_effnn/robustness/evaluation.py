@@ -126,7 +126,7 @@ class SpongeReport:
 
 def evaluate(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[object],
     accelerator: str | Path | hardware.Accelerator = "eyeriss_like",
     attacks: Sequence[str] | Mapping[str, Attack] = ATTACKS,
     eps: float | None = 8 / 255,
@@ -236,7 +236,7 @@ def _outcome(name: str, model: nn.Module, traced: TracedEnergy, x: Tensor, label
     )
 
 
-def _first(loader: Iterable[Any], limit: int) -> tuple[Tensor, Tensor | None]:
+def _first(loader: Iterable[object], limit: int) -> tuple[Tensor, Tensor | None]:
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit is {limit!r}: use a whole number of at least 1")
     inputs: list[Tensor] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lightning_effnn.robustness.evaluation import SpongeReport
 
 _MOST_BARS = 30
 
 
-def sponge_figure(report: SpongeReport) -> Any:
+def sponge_figure(report: SpongeReport) -> Figure:
     """Bars of the mean energy after each attack, and of what each layer spends more in the worst; a ``Figure``.
 
     Of many layers, those that change most are shown.

@@ -156,12 +156,12 @@ class WallTime:
     torch.Size([2])
     """
 
-    def __init__(self, call: Callable[[Any], Any], repeats: int = 3) -> None:
+    def __init__(self, call: Callable[[Any], object], repeats: int = 3) -> None:
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise ValueError(f"repeats is {repeats!r}: use a whole number of at least 1")
         self.call, self.repeats = call, repeats
 
-    def __call__(self, inputs: Iterable[Any]) -> Tensor:
+    def __call__(self, inputs: Iterable[object]) -> Tensor:
         """Return the seconds of each input: ``[N]``.
 
         Args:
@@ -171,7 +171,7 @@ class WallTime:
         seconds = [min(self._once(row) for _ in range(self.repeats)) for row in rows]
         return torch.tensor(seconds, dtype=torch.float64, device="cpu")
 
-    def _once(self, one: Any) -> float:
+    def _once(self, one: object) -> float:
         _wait()
         begin = time.perf_counter()
         self.call(one)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 History = Sequence[Mapping[str, Any]]
 
 
-def plot_choices(history: History, options: Mapping[str, Sequence[Any]], path: str | Path) -> None:
+def plot_choices(history: History, options: Mapping[str, Sequence[object]], path: str | Path) -> None:
     """Write the picture of :func:`choices_figure`.
 
     Args:
@@ -29,7 +29,7 @@ def plot_choices(history: History, options: Mapping[str, Sequence[Any]], path: s
     write_figure(path, figure)
 
 
-def choices_figure(history: History, options: Mapping[str, Sequence[Any]]) -> Figure:
+def choices_figure(history: History, options: Mapping[str, Sequence[object]]) -> Figure:
     """Draw, for each choice, the option that is ahead in each epoch and how sure the controller is of it.
 
     Needs matplotlib (extra ``plots``).
@@ -74,7 +74,7 @@ def choices_figure(history: History, options: Mapping[str, Sequence[Any]]) -> Fi
     return figure
 
 
-def _runs(options: Sequence[Any]) -> list[tuple[int, int, Any]]:
+def _runs(options: Sequence[object]) -> list[tuple[int, int, Any]]:
     """First and last place of each stretch of one option, and the option."""
     starts = [n for n, option in enumerate(options) if n == 0 or option != options[n - 1]]
     return [(start, end - 1, options[start]) for start, end in pairwise([*starts, len(options)])]

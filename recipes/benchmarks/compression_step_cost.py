@@ -32,8 +32,8 @@ from torch.nn import functional as F
 
 from lightning_effnn._files import write_text
 from lightning_effnn.callbacks import FocusedCompression
-from lightning_effnn.callbacks.focused_compression import FRACTIONS, PRUNING_STEPS
 from lightning_effnn.compression import Projector, measure_compressed
+from lightning_effnn.compression.stages import FRACTIONS, PRUNING_STEPS
 from lightning_effnn.modules import ImageClassifier, ResNetCIFAR
 from lightning_effnn.recipes.benchmarks import _peers
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerState
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -226,15 +227,20 @@ def test_a_process_without_figures_logs_the_keys_that_others_wait_for(chip):
     whole, without = HardwareEnergyMonitor(chip, verbose=False), HardwareEnergyMonitor(chip)
     trainer = trainer_with(whole, max_epochs=1)
     trainer.fit(Net(body()), loader())
-    alone = Recorder()
-    without._log(trainer, alone, "train")
-    assert alone.logged == {}
-    among, both = Recorder(), SimpleNamespace(
-        sanity_checking=False, enable_validation=False, world_size=2, state=trainer.state
-    )  # fmt: skip
-    without._log(both, among, "train")
-    assert set(among.logged) == {key for key in trainer.callback_metrics if key.startswith("hw/")}
-    assert all(value != value for value in among.logged.values())
+
+    def logged_among(processes):
+        recorder = Recorder()
+        training = TrainerState(fn=TrainerFn.FITTING, stage=RunningStage.TRAINING)
+        one = SimpleNamespace(
+            sanity_checking=False, enable_validation=False, world_size=processes, state=training
+        )  # fmt: skip
+        without.on_train_batch_end(one, recorder, None, None, 0)
+        return recorder.logged
+
+    assert logged_among(1) == {}
+    logged = logged_among(2)
+    assert set(logged) == {key for key in trainer.callback_metrics if key.startswith("hw/")}
+    assert all(value != value for value in logged.values())
     assert without.first == {}
 
 

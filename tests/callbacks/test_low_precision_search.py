@@ -179,6 +179,19 @@ def test_a_checkpoint_is_tested_with_the_bits_that_were_chosen(tmp_path):
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("part", "words"), [("errors", "errors is the list .*: a mapping is needed"), ("known", "AttributeError")]
+)
+def test_a_changed_checkpoint_is_refused_with_the_name_of_its_callback(part, words, tmp_path):
+    fit([searching(), ModelCheckpoint(tmp_path, save_last=True)], epochs=2, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state = checkpoint["callbacks"]["LowPrecisionSearch[search]"]
+    (state["search"] if part == "errors" else state)[part] = [0.5]
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(ValueError, match=rf"state of LowPrecisionSearch\[search\] can't be taken: .*{words}"):
+        fit([searching()], ckpt_path=tmp_path / "changed.ckpt")
+
+
 def test_validation_sees_what_is_ahead():
     class Looks(L.Callback):
         runs = 0

@@ -202,6 +202,7 @@ class Manual(ImageClassifier):
         (lambda: EnergyGuardProfile(policy="ban"), ValueError, "policy is 'ban'"),
         (lambda: EnergyGuardProfile(path="guard.pt"), ValueError, "ends in .safetensors"),
         (lambda: fit([EnergyGuardProfile()], limit_val_batches=0), MisconfigurationException, "validation data"),
+        (lambda: fit([SpongeEvaluation()], limit_val_batches=0), MisconfigurationException, "validation data"),
         (lambda: SpongeEvaluation(0), ValueError, "every_n_epochs=0"),
         (lambda: SpongeEvaluation(attacks=("magic",)), ValueError, "'magic'"),
         (lambda: SpongeEvaluation(accelerator="abacus"), ValueError, "abacus"),

@@ -255,16 +255,13 @@ def test_a_fit_without_an_end_is_refused(tmp_path):
         ({"attention": ("gta",)}, "did you mean 'gat'"),
         ({"hidden_channels": ()}, "hidden_channels"),
         ({"a_bits": (8, 8)}, "a_bits"),
+        ({"cost": "energy", "accelerator": "eyeris_like"}, "Did you mean 'eyeriss_like'"),
+        ({"cost": "energy", "accelerator": "shumailov2021"}, "shumailov2021.*whole modules"),
     ],
 )
 def test_a_bad_argument_is_named(options, named):
     with pytest.raises(ValueError, match=named):
         search(**options)
-
-
-def test_an_unknown_chip_is_named_when_its_cost_is_needed(tmp_path):
-    with pytest.raises(ValueError, match="eyeriss"):
-        trainer(tmp_path, 3).fit(search(cost="energy", accelerator="eyeris_like"), loader(graph()))
 
 
 def test_logged_numbers(tmp_path):

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Survey:
         ValueError: if the model did different things in two runs.
     """
 
-    def __init__(self, model: nn.Module, choices: Mapping[str, BitChoice], run: Callable[[], Any]) -> None:
+    def __init__(self, model: nn.Module, choices: Mapping[str, BitChoice], run: Callable[[], object]) -> None:
         self.choices = choices
         # A scale tells formats apart and is otherwise of no consequence to a cost.
         self._marks: dict[str, NumberFormat] = {
@@ -68,7 +69,7 @@ class Survey:
                 " tables; use cost='bits'"
             )
 
-    def _traced(self, model: nn.Module, run: Callable[[], Any], picks: Mapping[str, int]) -> _Traced:
+    def _traced(self, model: nn.Module, run: Callable[[], object], picks: Mapping[str, int]) -> _Traced:
         trials = {name: Trial(picks[name], self._marks[name]) for name in self.choices}
         tracer = hardware.Tracer(model)
         with trying({self.choices[name]: trial for name, trial in trials.items()}), tracer:
@@ -83,7 +84,7 @@ class Survey:
         return {operand: name for operand, name in found.items() if name is not None}
 
 
-def bit_cost(survey: Survey, kind: str, accelerator: Any = "eyeriss_like") -> CostModel:
+def bit_cost(survey: Survey, kind: str, accelerator: str | Path | hardware.Accelerator = "eyeriss_like") -> CostModel:
     """Return the expected cost as a function of the choices' probabilities, relative to that of the model in fp32.
 
     Args:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.hardware import Accelerator
 from lightning_effnn.quantization import (
     Attachment,
     QuantizationPlan,
@@ -21,6 +23,7 @@ from lightning_effnn.quantization import (
 from lightning_effnn.search.bits.choice import BitChoice, Trial, trying
 from lightning_effnn.search.bits.costs import Survey, bit_cost
 from lightning_effnn.search.bits.sensitivity import Sensitivity
+from lightning_effnn.search.bits.state import check_state
 from lightning_effnn.search.controller import Controller
 from lightning_effnn.search.cost import CostModel, CostTerm
 
@@ -117,7 +120,14 @@ class BitSearch:
         found |= {f"activations/{name}": choice for name, choice in self.attachment.activations.items()}
         return {name: choice for name, choice in found.items() if isinstance(choice, BitChoice)}
 
-    def survey(self, run: Callable[[], Any], cost: str = "energy", accelerator: Any = "eyeriss_like") -> None:
+    @property
+    def quantizers(self) -> nn.Module:
+        """All that is attached, for ``state_dict`` and optimisers; a module without any if everything stays fp32."""
+        return nn.ModuleDict() if self.attachment is None else self.attachment.quantizers
+
+    def survey(
+        self, run: Callable[[], object], cost: str = "energy", accelerator: str | Path | Accelerator = "eyeriss_like"
+    ) -> None:
         """See what the model does with each option, before the first comparison.
 
         Args:
@@ -221,7 +231,7 @@ class BitSearch:
             "optimizer": self.optimizer.state_dict(),
             "sensitivity": self.sensitivity.state_dict(),
             "errors": self.sensitivity.errors,
-            "quantizers": {} if self.attachment is None else self.attachment.quantizers.state_dict(),
+            "quantizers": self.quantizers.state_dict(),
             "elements": dict(self._elements),
             "cost": cost
             and {
@@ -239,10 +249,12 @@ class BitSearch:
             state: what :meth:`state_dict` gave.
 
         Raises:
-            RuntimeError: if it is of another model.
+            ValueError: it is of another search, or has been changed; names the part, what it is and what is needed.
         """
+        check_state(state, self.state_dict(), self.options)
         self.controller.load_state_dict(state["controller"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        self.optimizer.param_groups[0]["lr"] = state["optimizer"]["param_groups"][0]["lr"]
         self.sensitivity = self._untried(state["errors"])
         self.sensitivity.load_state_dict(state["sensitivity"])
         self._elements = dict(state["elements"])
@@ -251,8 +263,10 @@ class BitSearch:
             self.cost = CostModel(terms, state["cost"]["unit"], state["cost"]["references"])
         if state["chosen"] is not None:
             self.settle_()
-        if self.attachment is not None:
-            self.attachment.quantizers.load_state_dict(state["quantizers"])
+        try:
+            self.quantizers.load_state_dict(state["quantizers"])
+        except RuntimeError as error:  # of another search, or the like
+            raise ValueError(f"quantizers: {error}") from error
 
     def _open(self, picks: Mapping[str, int], observing: bool) -> None:
         for name, choice in self.choices.items():

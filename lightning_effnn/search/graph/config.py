@@ -236,7 +236,7 @@ class GraphNetConfig:
         return replace(self, input_a=FULL, blocks=tuple(replace(block, **full) for block in self.blocks))
 
 
-def check_bits(name: str, bits: Any) -> None:
+def check_bits(name: str, bits: object) -> None:
     """Refuse what is no bit width.
 
     Raises:
@@ -264,13 +264,13 @@ def _known(what: str, content: Mapping[str, Any], kind: type, required: tuple[st
         raise ValueError(f"{what} needs the key {missing[0]!r}")
 
 
-def _one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         near = difflib.get_close_matches(str(value), accepted, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} is {value!r}: use one of {', '.join(accepted)}{hint}")
 
 
-def _at_least_one(name: str, value: Any) -> None:
+def _at_least_one(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}: use a whole number of at least 1")

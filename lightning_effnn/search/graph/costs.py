@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_effnn.hardware import Accelerator
 from lightning_effnn.search.cost import CostModel, CostTerm
 from lightning_effnn.search.graph.densities import measured_densities
 from lightning_effnn.search.graph.energy import EnergyTables
@@ -19,7 +21,7 @@ COSTS = ("bits", "bops", "energy")
 
 
 def graph_cost(
-    kind: str, net: SuperGraphNet, x: Tensor, edge_index: Tensor, accelerator: Any = "eyeriss_like"
+    kind: str, net: SuperGraphNet, x: Tensor, edge_index: Tensor, accelerator: str | Path | Accelerator = "eyeriss_like"
 ) -> CostModel:
     """Return the expected cost as a function of the choices' probabilities.
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_effnn.search.graph.block import activation_part, quantizer
 from lightning_effnn.search.graph.parts import LearnedAttention
@@ -95,7 +95,7 @@ class _Note:
     def __init__(self, seen: dict[str, float], name: str) -> None:
         self.seen, self.name = seen, name
 
-    def __call__(self, module: Any, inputs: Any, output: Tensor) -> None:
+    def __call__(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         self.seen[self.name] = _density(output)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class EnergyTables:
         space: GraphSpace,
         x: Tensor,
         edge_index: Tensor,
-        accelerator: Any,
+        accelerator: str | Path | hardware.Accelerator,
         densities: Sequence[Densities] | None = None,
     ) -> None:
         self.space = space

@@ -129,6 +129,57 @@ def test_the_state_is_loadable_without_unpickling(tmp_path):
     assert again.figures() == search.figures()
 
 
+CHANGED = {
+    "a list in place of a tensor": (
+        ("errors", "weights/0.weight"),
+        [0.1, 0.0, 0.0],
+        r"errors\.weights/0\.weight is the list",
+    ),
+    "a tensor of another length": (
+        ("controller", "logits.0"),
+        torch.zeros(2),
+        r"shape \(2,\): a tensor of the shape \(3,\)",
+    ),
+    "whole numbers": (("sensitivity", "mean"), torch.tensor(1), r"sensitivity\.mean is a int64 tensor"),
+    "a text": (("elements", "weights/0.weight"), "many", r"elements\.weights/0\.weight is the str 'many': a number"),
+    "another choice": (
+        ("cost", "terms"),
+        [("a", ["b"], torch.ones(3), "weights")],
+        r"terms\.0\.choices is the str 'b'",
+    ),
+    "no cost": (("cost", "terms"), [], "at least one is needed"),
+    "an average of another length": (
+        ("optimizer", "state"),
+        {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(1)}},
+        r"optimizer\.state\.0\.exp_avg_sq",
+    ),
+    "a quantiser's scale": (("quantizers", "weights.0/weight.options.0.scale"), 1.0, "quantizers"),
+    "no optimiser": (("optimizer",), None, "optimizer is the NoneType None: a mapping is needed"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "words"), CHANGED.values(), ids=CHANGED)
+def test_a_state_that_was_changed_is_refused_and_nothing_of_it_taken(path, value, words):
+    state = copy.deepcopy(searching().state_dict())
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    again = BitSearch(network(), (2, 4, 8), (4, 8), seed=5)
+    before = copy.deepcopy(again.state_dict())
+    with pytest.raises(ValueError, match=words):
+        again.load_state_dict(state)
+    after = again.state_dict()
+    assert torch.equal(before["controller"]["_extra_state"], after["controller"]["_extra_state"])
+    assert before["cost"] is after["cost"] is None
+
+
+def test_a_state_of_other_options_is_refused_by_name():
+    state = searching(weights=(2, 8)).state_dict()
+    with pytest.raises(ValueError, match=r"controller\.logits\.0 .* \(2,\): a tensor of the shape \(3,\)"):
+        BitSearch(network(), (2, 4, 8), (4, 8)).load_state_dict(state)
+
+
 def test_figures_weigh_by_elements():
     search = searching(weights=(2, 8), activations=(8,))
     with torch.no_grad():
