@@ -93,7 +93,8 @@ def held_out_loss(trainer: Any, pl_module: Any, batch: Any, seed: int) -> float:
 
 @contextmanager
 def _unnoticed(trainer: Any, pl_module: Any, seed: int) -> Iterator[None]:
-    trained = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    trained = {id(p) for group in groups for p in group["params"] if p.requires_grad}
     with ExitStack() as stack:
         stack.enter_context(random_state_kept(p.device for p in pl_module.parameters()))
         stack.enter_context(torch.no_grad())

@@ -179,9 +179,17 @@ class Remembers(ImageClassifier):
         return super().training_step(batch, batch_idx)
 
 
-def test_what_training_steps_keep_is_of_training_batches_alone():
+class OptimisesAll(Remembers):
+    """Gives the optimiser what is frozen too."""
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize("kind", [Remembers, OptimisesAll], ids=lambda kind: kind.__name__)
+def test_what_training_steps_keep_is_of_training_batches_alone(kind):
     L.seed_everything(0, verbose=False)
-    model = Remembers()
+    model = kind()
     follower = model.follower.classifier.weight.clone()
     fit([searching(warmup=0.0)], model)
     steps = 4 * 6
