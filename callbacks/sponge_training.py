@@ -78,7 +78,10 @@ class SpongeTraining(AddsToLoss):
                 return None
             x = batch[0] if isinstance(batch, list | tuple) else batch
             if not isinstance(x, Tensor) or not x.is_floating_point():
-                raise TypeError(f"a batch begins with a {type(x).__name__}: SpongeTraining needs a tensor of inputs")
+                found = f"tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(
+                    f"a batch begins with a {found}: SpongeTraining needs a floating-point tensor of inputs"
+                )
             with aside():  # a trace of this training step doesn't count what runs beside it
                 value = penalty(x, trainer.global_step)
             name = f"{self.prefix}/penalty"
