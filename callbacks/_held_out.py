@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn._random import random_state_kept
+from lightning_effnn.formats.tagging import aside
 
 
 class HeldOut:
@@ -116,23 +117,25 @@ def _state_kept(model: nn.Module, trained: Container[int]) -> Iterator[None]:
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers)) for module in modules]
     tensors += [tensor for _, own in buffers for tensor in own.values() if tensor is not None]
-    copies = [tensor.detach().clone() for tensor in tensors]
+    with aside():  # a trace is of the step alone
+        copies = [tensor.detach().clone() for tensor in tensors]
     attributes = [(module, {n: (v, _copied(v)) for n, v in vars(module).items() if n not in _OF_TORCH})
                   for module in modules]  # fmt: skip
     try:
         yield
     finally:
-        for parameter, place in places:
-            if parameter.data_ptr() != place.data_ptr():
-                parameter.data = place
-        for module, own in buffers:
-            module._buffers.update(own)
-        for tensor, before_it in zip(tensors, copies, strict=True):
-            tensor.data.copy_(before_it)
-        for module, before in attributes:
-            for name in set(vars(module)) - set(before) - _OF_TORCH:
-                del vars(module)[name]
-            vars(module).update({name: _put_back(*pair) for name, pair in before.items()})
+        with aside():
+            for parameter, place in places:
+                if parameter.data_ptr() != place.data_ptr():
+                    parameter.data = place
+            for module, own in buffers:
+                module._buffers.update(own)
+            for tensor, before_it in zip(tensors, copies, strict=True):
+                tensor.data.copy_(before_it)
+            for module, before in attributes:
+                for name in set(vars(module)) - set(before) - _OF_TORCH:
+                    del vars(module)[name]
+                vars(module).update({name: _put_back(*pair) for name, pair in before.items()})
 
 
 _OF_TORCH = set(vars(nn.Module())) - {"training"}
