@@ -112,7 +112,7 @@ def _state_kept(model: nn.Module, trained: Container[int]) -> Iterator[None]:
 
     What an optimiser moves is left to it, for a copy would double the largest part.
     """
-    tensors = [p for p in model.parameters() if id(p) not in trained]
+    tensors: list[Tensor] = [p for p in model.parameters() if id(p) not in trained]
     places = [(p, p.data) for p in model.parameters()]  # some write by putting another tensor there
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers)) for module in modules]
