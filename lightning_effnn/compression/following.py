@@ -3,13 +3,16 @@
 Torch calls global hooks around each ``step`` of each of its optimisers: raw ones, those within a gradient scaler, a
 sharpness-aware or a lookahead wrapper, and those that step in the backward pass. Before a step the weights that it
 moves are put back to their latent values, and afterwards their new projection is written. A step with a closure
-evaluates the loss at the projection, however often it asks.
+evaluates the loss at the projection, however often it asks. Where an optimiser steps another one inside its own step,
+as lookahead does, both move latent values, and the projection is written once the outer one is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,9 +96,14 @@ class Following:
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layers = self._layers(optimizer)
-        if layers:
+        if layers and not {id(layer) for layer in layers} <= {id(layer) for layer in self._layers_of_outer()}:
             self._projector.steps += 1
             self._projector.capture(layers)
+
+    def _layers_of_outer(self) -> list[Layer]:
+        """Layers of the optimiser in whose step the one runs that has just ended."""
+        steps = [frame for frame in _frames() if frame.f_code is _STEP]
+        return self._layers(steps[1].f_locals["self"]) if len(steps) > 1 else []
 
     def _wrap(self, optimizer: Any, name: str) -> None:
         """Let a method that exchanges weights exchange latent ones."""
@@ -111,3 +119,14 @@ class Following:
                 self._projector.capture(layers)
 
         self._exchanged.exchange(optimizer, name, exchange)
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+_STEP = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
+"""What torch runs in place of any optimiser's ``step``: hooks, and between them the step itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 
 def installed(folder: Path, requirements: Sequence[str]) -> str:
@@ -42,3 +45,16 @@ def installed(folder: Path, requirements: Sequence[str]) -> str:
             return (errors or done.stdout.splitlines() or ["pip failed"])[-1]
     marker.write_text("\n".join(requirements))
     return ""
+
+
+def import_torchvision() -> None:
+    """Import torchvision, for packages that import it and use none of its kernels.
+
+    Where these don't load beside this torch, neither does the package: it wants to find two of them, which are declared
+    then.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")

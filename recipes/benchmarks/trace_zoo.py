@@ -12,7 +12,6 @@ those of an earlier run stay until they are measured again.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import math
@@ -33,7 +32,7 @@ from rich.table import Table
 from lightning_effnn import hardware
 from lightning_effnn._files import write_whole
 from lightning_effnn.recipes.benchmarks import _trace_zoo_language, _trace_zoo_other, _trace_zoo_vision
-from lightning_effnn.recipes.benchmarks._environment import installed
+from lightning_effnn.recipes.benchmarks._environment import import_torchvision, installed
 from lightning_effnn.recipes.benchmarks._trace_zoo import Entry
 
 Row = dict[str, Any]
@@ -145,19 +144,11 @@ def _is_meant(entry: Entry, only: Sequence[str] | None) -> bool:
 
 
 def _prepare() -> None:
-    """Quiet, one thread, and torchvision importable.
-
-    timm imports torchvision and uses none of its kernels. Where these don't load beside this torch, neither does the
-    package: it wants to find two of them, which are declared then.
-    """
+    """Quiet, one thread, and torchvision importable, for timm."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    import_torchvision()
 
 
 def _keep(row: Row, out: Path) -> None:

@@ -116,6 +116,7 @@ def _compression(train: Train, plain: Trained, folder: Path) -> dict[str, Any]:
     fresh = load_compressed(folder / "model.effnn", plain.model)
     return {
         "metric": trained.metric,
+        "share of MACs": callback._selection.share_of_macs,
         "sparsity": callback.projector.sparsity,
         "ratio": callback.report.ratio,
         "bytes": callback.report.bytes,

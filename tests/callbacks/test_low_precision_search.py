@@ -1,5 +1,6 @@
 """LowPrecisionSearch in real fits."""
 
+import copy
 import warnings
 
 import lightning as L
@@ -151,6 +152,54 @@ def test_held_out_batches_leave_no_trace_in_logs_metrics_and_random_numbers():
     after, _ = fit([searching(warmup=0.0)], searched)
     assert plain.draws == searched.draws
     assert float(before.callback_metrics["seen"]) == float(after.callback_metrics["seen"])
+
+
+class Remembers(ImageClassifier):
+    """Keeps what training steps may keep: weights that follow, a queue, counts, and what it has seen."""
+
+    def __init__(self):
+        super().__init__(SmallCNN(), schedule="constant")
+        self.follower = copy.deepcopy(self.net).requires_grad_(False)
+        self.assigned = copy.deepcopy(self.net).requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(4, 8, 8))
+        self.register_buffer("replaced", torch.zeros(()))
+        self.count, self.seen, self.sums, self.table = 0, [], torch.zeros(2), {"steps": 0}
+
+    def training_step(self, batch, batch_idx):
+        weight = self.net.classifier.weight
+        with torch.no_grad():
+            self.follower.classifier.weight.lerp_(weight, 0.1)
+            self.assigned.classifier.weight.data = self.assigned.classifier.weight.lerp(weight, 0.1)
+        self.queue[self.count % 4] = batch[0][0, 0]
+        self.replaced = self.replaced + 1
+        self.count += 1
+        self.sums += 1
+        self.table["steps"] += 1
+        self.seen.append((weight.detach().clone(), batch[0][0, 0]))
+        return super().training_step(batch, batch_idx)
+
+
+class OptimisesAll(Remembers):
+    """Gives the optimiser what is frozen too."""
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize("kind", [Remembers, OptimisesAll], ids=lambda kind: kind.__name__)
+def test_what_training_steps_keep_is_of_training_batches_alone(kind):
+    L.seed_everything(0, verbose=False)
+    model = kind()
+    follower = model.follower.classifier.weight.clone()
+    fit([searching(warmup=0.0)], model)
+    steps = 4 * 6
+    assert (model.count, len(model.seen), model.table["steps"], float(model.replaced)) == (steps,) * 4
+    assert model.sums.tolist() == [steps, steps]
+    assert torch.equal(model.queue, torch.stack([image for _, image in model.seen[-4:]]))
+    for weight, _ in model.seen:
+        follower.lerp_(weight, 0.1)
+    assert torch.equal(model.follower.classifier.weight, follower)
+    assert torch.equal(model.assigned.classifier.weight, follower)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3], ids=["before", "searching", "after"])

@@ -250,6 +250,42 @@ def test_a_lookahead_s_way_back_is_kept():
             assert_projected(projector)
 
 
+class Inside(torch.optim.SGD):
+    """Lookahead of an optimiser that torch hooks as well: a step inside a step."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, LR)
+        self.inner = torch.optim.SGD(self.param_groups, LR)
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure=None):
+        loss = self.inner.step(closure)
+        for slow, p in zip(self.slow, (p for g in self.param_groups for p in g["params"]), strict=True):
+            slow.lerp_(p.detach(), 0.5)
+            p.data.copy_(slow)
+        return loss
+
+
+@pytest.mark.parametrize("way", [raw, with_closure], ids=lambda way: way.__name__)
+def test_a_step_inside_a_step_moves_latent_weights_too(way):
+    model, projector = compressed()
+    before = latents(projector)
+    optimizer = Inside(model.parameters())
+    optimizer.slow = [  # it has begun before the compression
+        dict(zip((layer.site.parameter for layer in projector.layers), before, strict=True)).get(p, slow).clone()
+        for p, slow in zip(model.parameters(), optimizer.slow, strict=True)
+    ]
+    expected = copy.deepcopy(model)
+    loss_of(expected).backward()
+    with projector.follow():
+        way(model, optimizer)
+    assert projector.steps == 1
+    for old, layer in zip(before, projector.layers, strict=True):
+        moved = old - LR / 2 * expected.get_parameter(layer.site.name).grad
+        assert torch.allclose(layer.latent, moved, atol=1e-7)
+    assert_projected(projector)
+
+
 class ScheduleFree(torch.optim.Optimizer):
     """Steps at a mean of two sequences and is evaluated at another: ``eval`` and ``train`` exchange the weights."""
 

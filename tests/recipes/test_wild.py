@@ -26,8 +26,13 @@ def test_every_project_is_in_the_results_and_came_out_as_it_should():
         assert {"refused", "metric"} & set(row["sponge training"])
 
 
+def test_a_gpt_2_with_layers_of_its_own_class_is_compressed_whole():
+    (row,) = (row for row in rows() if row["model"] == "GPT2")
+    assert row["compression"]["share of MACs"] >= 0.99
+
+
 def test_both_trainers_and_graphs_and_transformers_are_among_them():
-    assert {row["trainer"] for row in rows()} == {"lightning", "pytorch_lightning"}
+    assert {row["trainer"] for row in rows()} >= {"lightning", "pytorch_lightning"}
 
 
 def test_the_card_shows_the_results():
