@@ -2,7 +2,7 @@
 
 The optimiser moves *latent* weights; what the network runs with is their projection: masked, and, as far as
 quantisation has come, rounded to the layer's format. The projection is written into the model's own
-parameters; before an optimiser steps, the latent values are put back, and after it they are taken out again. The
+parameters; while an optimiser steps, they have the latent values (and where nobody else looks, their memory). The
 gradient of the projection thus reaches the latent weights unchanged (straight-through, Bengio et al., arXiv
 1308.3432), cut ones too, so that they can grow back.
 
@@ -121,9 +121,11 @@ class Projector:
             ValueError: a weight is not finite; its name and the step are given.
         """
         layers = [layer for layer in (self.layers if layers is None else layers) if layer.projected]
-        self._adopt(layers)
+        changed = self._adopt(layers)
         if lr:
             self._learn_alpha(layers, lr)
+        for layer in changed:
+            layer.write()  # so that afterwards only what moves has to be
         for layer in layers:
             layer.restore()
 
