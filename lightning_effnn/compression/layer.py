@@ -280,7 +280,12 @@ class Layer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore, onto the device of the latent values."""
+        """Restore, onto the device of the latent values.
+
+        Raises:
+            ValueError: an entry is missing, or of another type or shape than :meth:`state_dict` gives it.
+        """
+        self._check_state(state)
         device = self.latent.device
         self.latent.copy_(state["latent"])
         self.mask.copy_(state["mask"])
@@ -288,6 +293,36 @@ class Layer:
         self.take_format(_format(state["format"]), None if state["alpha"] is None else state["alpha"].to(device))
         self.threshold, self.rounded_from, self.reason = state["threshold"], state["rounded_from"], state["reason"]
         self.kept = int(self.mask.sum())
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`state_dict` has not made; a tensor in place of the dictionary would be indexed."""
+        shape, number = self.latent.shape, (int, float)
+        right: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            "latent": (f"a tensor of shape {[*shape]}", lambda x: isinstance(x, Tensor) and x.shape == shape),
+            "mask": (f"a tensor of shape {[*shape]}", lambda x: isinstance(x, Tensor) and x.shape == shape),
+            "alpha": (
+                "None or a tensor of one number",
+                lambda x: x is None or (isinstance(x, Tensor) and x.dim() == 0),
+            ),
+            "rounded_from": ("a number", lambda x: isinstance(x, number)),
+            "reason": ("a string", lambda x: isinstance(x, str)),
+            "format": ("None or a dictionary with a known class", lambda x: x is None or _is_format(x)),
+            "threshold": ("None or a number", lambda x: x is None or isinstance(x, number)),
+        }
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the saved state of {self.site.name} is no dictionary, but a {type(state).__name__}")
+        for key, (what, holds) in right.items():
+            if key not in state or not holds(state[key]):
+                found = f"got {_described(state[key])}" if key in state else "it is missing"
+                raise ValueError(f"{key} in the saved state of {self.site.name} must be {what}, {found}")
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {[*value.shape]}" if isinstance(value, Tensor) else repr(value)[:80]
+
+
+def _is_format(plain: object) -> bool:
+    return isinstance(plain, Mapping) and isinstance(plain.get("class"), str) and plain["class"] in _FORMATS
 
 
 def _sum(x: Tensor) -> Tensor:

@@ -306,8 +306,10 @@ class Projector:
         """Restore and project.
 
         Raises:
-            ValueError: the state is of other weights; the message names those that differ.
+            ValueError: the state is of other weights, or an entry is of another type or shape; the message names it.
         """
+        if not isinstance(state["layers"], Mapping):
+            raise ValueError(f"the saved layers are no dictionary, but a {type(state['layers']).__name__}")
         saved, mine = set(state["layers"]), {layer.site.name for layer in self.layers}
         if saved != mine:
             raise ValueError(f"the saved state is of other weights: {', '.join(sorted(saved ^ mine))}")
