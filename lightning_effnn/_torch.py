@@ -30,6 +30,7 @@ __all__ = [
     "modes",
     "next_sequence_number",
     "node_of_backward",
+    "owners",
     "storage_key",
 ]
 
@@ -95,6 +96,18 @@ def strided(tensor: Tensor) -> Tensor:
     if tensor.layout is torch.strided:
         return tensor
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+
+
+def owners(tensor: Tensor) -> int:
+    """How many tensors, and arrays of others, this process has in the memory of ``tensor``, itself included.
+
+    >>> x = torch.zeros(2)
+    >>> y = x.view(1, 2)
+    >>> owners(x), owners(torch.zeros(2))
+    (2, 1)
+    """
+    storage = tensor.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # the one asked is another
 
 
 def storage_key(tensor: Tensor) -> tuple[int, Any]:

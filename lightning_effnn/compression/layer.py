@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_effnn._torch import owners
 from lightning_effnn.compression._pieces import pieces
 from lightning_effnn.compression.pruning import SPLICE
 from lightning_effnn.formats import NumberFormat, PowerOfTwo, RecentralizedPowerOfTwo, declare_format
@@ -19,6 +20,8 @@ from lightning_effnn.quantization.sites import Site
 _FORMATS: dict[str, type[PowerOfTwo] | type[RecentralizedPowerOfTwo]] = {
     f.__name__: f for f in (PowerOfTwo, RecentralizedPowerOfTwo)
 }
+_FEW = 1 / 3
+"""The share that is kept at most where the kept weights are rounded one by one: more are quicker in a row."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -48,6 +51,8 @@ class Layer:
     _version: int = -1
     _written: Tensor | None = field(default=None, repr=False)
     _sum: Tensor | None = field(default=None, repr=False)
+    _memory: Tensor | None = field(default=None, repr=False)  # the parameter's own, while it has that of ``latent``
+    _places: list[Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, site: Site, grows: bool = True) -> Layer:
@@ -70,7 +75,7 @@ class Layer:
         device = self.site.parameter.device
         if self.latent.device == device:
             return
-        self.latent, self.mask = self.latent.to(device), self.mask.to(device)
+        self.latent, self.mask, self._places = self.latent.to(device), self.mask.to(device), None
         alpha, self._written, self._sum = (
             None if tensor is None else tensor.to(device) for tensor in (self.alpha, self._written, self._sum)
         )
@@ -79,19 +84,47 @@ class Layer:
     # what stands in the parameter
 
     def restore(self) -> None:
-        """Put the latent values into the parameter."""
-        self.site.parameter.detach().copy_(self.latent)
+        """Put the latent values into the parameter.
+
+        It gets their memory in place of its own, which saves two copies a step. Where other tensors see its own memory
+        too (parameters in one piece, a view that somebody keeps), they have to see the latent values as well, which are
+        copied there.
+        """
+        parameter = self.site.parameter
+        if type(parameter.data) is Tensor and owners(parameter) == owners(self.latent) == 1:
+            self._memory, parameter.data = parameter.data, self.latent
+        else:
+            parameter.detach().copy_(self.latent)
         self.projected = False
+
+    def _regain(self) -> bool:
+        """Take the latent values out of the parameter; whether the last projection stands there again."""
+        parameter, memory, self._memory = self.site.parameter, self._memory, None
+        lent = memory is not None and parameter.data_ptr() == self.latent.data_ptr()
+        if memory is not None and lent and owners(parameter) == 2:  # the parameter and the latent values
+            parameter.data = memory
+            return True
+        if lent:  # somebody keeps a view of what the parameter is now
+            self.latent = self.latent.clone()
+        else:
+            self.latent.copy_(parameter)
+        return False
 
     def capture(self) -> None:
         """Take the latent values out of the parameter, cut and splice, and write the projection.
 
         NaN is neither cut nor rounded, for all to see.
         """
-        parameter, rounder, sums, prints = self.site.parameter.detach(), self._rounding(), [], []
-        for weight, latent, mask in pieces(parameter, self.latent, self.mask):
-            latent.copy_(weight)
+        rounder = self._rounding()
+        places = self._kept_places() if self._regain() and rounder is not None else None
+        parameter, sums, prints = self.site.parameter.detach(), [], []
+        for number, (weight, latent, mask) in enumerate(pieces(parameter, self.latent, self.mask)):
             sums.append(_sum(latent))
+            if places is not None and rounder is not None:  # the rest is zero, and stays so
+                kept = places[number]
+                weight.index_copy_(0, kept, rounder(latent.index_select(0, kept)))
+                prints.append(_bits(weight))
+                continue
             if self.grows and self.threshold is not None:
                 # At once: a cut weight moves on unopposed, and would return too large.
                 cut_and_splice_(latent, mask, self.threshold, weight)
@@ -103,9 +136,18 @@ class Layer:
         self._sum = torch.stack(sums).sum()
         self._remember(torch.stack(prints))
 
+    def _kept_places(self) -> list[Tensor] | None:
+        """Where in each piece something is kept; None while masks change, and where much is kept."""
+        if self.threshold is not None or not self.grows or self.kept > _FEW * self.mask.numel():
+            return None
+        if self._places is None:
+            flat = [mask for _, _, mask in pieces(self.site.parameter.detach(), self.latent, self.mask)]
+            self._places = [mask.nonzero().flatten() for mask in flat] if flat[0].dim() == 1 else None
+        return self._places
+
     def prune(self, threshold: float) -> None:
         """Cut what is no larger than ``threshold``, splice what is clearly larger, project; go on so at each step."""
-        self.threshold, rounder, prints = threshold, self._rounding(), []
+        self.threshold, self._places, rounder, prints = threshold, None, self._rounding(), []
         for weight, latent, mask in pieces(self.site.parameter.detach(), self.latent, self.mask):
             if self.grows:
                 cut_and_splice_(latent, mask, threshold, weight)
@@ -118,6 +160,8 @@ class Layer:
 
     def write(self) -> None:
         """Write the projection into the parameter."""
+        if self._memory is not None:
+            self._regain()
         rounder, prints = self._rounding(), []
         for weight, latent, mask in pieces(self.site.parameter.detach(), self.latent, self.mask):
             _project(latent, mask, weight, rounder)
@@ -236,13 +280,49 @@ class Layer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore, onto the device of the latent values."""
+        """Restore, onto the device of the latent values.
+
+        Raises:
+            ValueError: an entry is missing, or of another type or shape than :meth:`state_dict` gives it.
+        """
+        self._check_state(state)
         device = self.latent.device
         self.latent.copy_(state["latent"])
         self.mask.copy_(state["mask"])
+        self._places = None
         self.take_format(_format(state["format"]), None if state["alpha"] is None else state["alpha"].to(device))
         self.threshold, self.rounded_from, self.reason = state["threshold"], state["rounded_from"], state["reason"]
         self.kept = int(self.mask.sum())
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`state_dict` has not made; a tensor in place of the dictionary would be indexed."""
+        shape, number = self.latent.shape, (int, float)
+        right: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            "latent": (f"a tensor of shape {[*shape]}", lambda x: isinstance(x, Tensor) and x.shape == shape),
+            "mask": (f"a tensor of shape {[*shape]}", lambda x: isinstance(x, Tensor) and x.shape == shape),
+            "alpha": (
+                "None or a tensor of one number",
+                lambda x: x is None or (isinstance(x, Tensor) and x.dim() == 0),
+            ),
+            "rounded_from": ("a number", lambda x: isinstance(x, number)),
+            "reason": ("a string", lambda x: isinstance(x, str)),
+            "format": ("None or a dictionary with a known class", lambda x: x is None or _is_format(x)),
+            "threshold": ("None or a number", lambda x: x is None or isinstance(x, number)),
+        }
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the saved state of {self.site.name} is no dictionary, but a {type(state).__name__}")
+        for key, (what, holds) in right.items():
+            if key not in state or not holds(state[key]):
+                found = f"got {_described(state[key])}" if key in state else "it is missing"
+                raise ValueError(f"{key} in the saved state of {self.site.name} must be {what}, {found}")
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {[*value.shape]}" if isinstance(value, Tensor) else repr(value)[:80]
+
+
+def _is_format(plain: object) -> bool:
+    return isinstance(plain, Mapping) and isinstance(plain.get("class"), str) and plain["class"] in _FORMATS
 
 
 def _sum(x: Tensor) -> Tensor:

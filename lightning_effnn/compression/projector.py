@@ -2,7 +2,7 @@
 
 The optimiser moves *latent* weights; what the network runs with is their projection: masked, and, as far as
 quantisation has come, rounded to the layer's format. The projection is written into the model's own
-parameters; before an optimiser steps, the latent values are put back, and after it they are taken out again. The
+parameters; while an optimiser steps, they have the latent values (and where nobody else looks, their memory). The
 gradient of the projection thus reaches the latent weights unchanged (straight-through, Bengio et al., arXiv
 1308.3432), cut ones too, so that they can grow back.
 
@@ -121,9 +121,11 @@ class Projector:
             ValueError: a weight is not finite; its name and the step are given.
         """
         layers = [layer for layer in (self.layers if layers is None else layers) if layer.projected]
-        self._adopt(layers)
+        changed = self._adopt(layers)
         if lr:
             self._learn_alpha(layers, lr)
+        for layer in changed:
+            layer.write()  # so that afterwards only what moves has to be
         for layer in layers:
             layer.restore()
 
@@ -304,8 +306,10 @@ class Projector:
         """Restore and project.
 
         Raises:
-            ValueError: the state is of other weights; the message names those that differ.
+            ValueError: the state is of other weights, or an entry is of another type or shape; the message names it.
         """
+        if not isinstance(state["layers"], Mapping):
+            raise ValueError(f"the saved layers are no dictionary, but a {type(state['layers']).__name__}")
         saved, mine = set(state["layers"]), {layer.site.name for layer in self.layers}
         if saved != mine:
             raise ValueError(f"the saved state is of other weights: {', '.join(sorted(saved ^ mine))}")

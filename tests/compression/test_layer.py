@@ -78,3 +78,31 @@ def test_a_state_restores_the_projection():
     other.latent.zero_()
     other.load_state_dict(found.state_dict())
     assert torch.equal(other.projection(), found.projection())
+
+
+WRONG = {
+    "latent": torch.zeros(3),
+    "mask": [True],
+    "alpha": torch.zeros(2),
+    "rounded_from": "none",
+    "reason": None,
+    "format": {"class": "Exec"},
+    "threshold": [0.1],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_wrong_entry_of_a_state_is_named(key, missing):
+    found = layer()
+    state = found.state_dict()
+    state.pop(key)
+    if not missing:
+        state[key] = WRONG[key]
+    with pytest.raises(ValueError, match=f"{key} in the saved state of weight must be"):
+        found.load_state_dict(state)
+
+
+def test_a_tensor_in_place_of_a_state_is_refused():
+    with pytest.raises(ValueError, match="the saved state of weight is no dictionary, but a Tensor"):
+        layer().load_state_dict(torch.zeros(3))
