@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,11 +28,13 @@ class Holdings:
         self.book = book
         self.sizes: frozenset[int] = frozenset()
         self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
+        self._graphs = 0  # how many inferences of different sizes lie one behind the other
         self._expanded = WeakIdKeyDictionary()
 
     def see(self, batch: Batch) -> None:
         """Take the tensors of the example as what holds the batch."""
         self.sizes = batch.sizes
+        self._graphs = (batch.size or 0) if batch.concatenated else 0
         for tensor in batch.tensors:
             record = self.book.of(tensor)
             if record is not None:
@@ -70,6 +73,8 @@ class Holdings:
             found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
             # Single rows are taken of steps, experts and directions, not of what may be the batch.
             kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
+            if self._graphs:
+                kept = tuple(self._of_all(spot) for spot in kept)
             for spot in kept:
                 for dim, rows, each in spot.dims if spot.label.verdict else ():
                     if each > 1 and rows * each == shape[dim]:
@@ -77,6 +82,13 @@ class Holdings:
             # The batch stands in front more often than not: other expanded dimensions are something else then.
             return (*kept, *(s for s in self._expanded_spots(tensor) if not kept or any(d == 0 for d, _, _ in s.dims)))
         return self._expanded_spots(tensor) if strided else ()
+
+    def _of_all(self, spot: Spot) -> Spot:
+        """Of several nodes of each graph: all that there are of them, not a part that others are the rest of."""
+        axis, rows = spot.axis, spot.rows
+        if rows < axis.whole and spot.dims and (rows == self._graphs or rows * self._graphs > axis.whole):
+            return Spot(replace(axis, whole=rows), spot.dims, rows)
+        return spot
 
     def _expanded_spots(self, tensor: Tensor) -> tuple[Spot, ...]:
         """Dimensions along which one row was expanded to as many as the batch has."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn.formats import NumberFormat
-from lightning_effnn.hardware.tracing import evidence, spread, tables
+from lightning_effnn.hardware.tracing import doubts, evidence, spread, tables
 from lightning_effnn.hardware.tracing.axes import NOWHERE, Axis, Label, Spot
 from lightning_effnn.hardware.tracing.batch import Batch
 from lightning_effnn.hardware.tracing.constants import reads
@@ -47,6 +47,7 @@ class Recorder:
         self.batch: Batch | None = None
         self.lost: set[str] = set()
         self._drawing: set[str] = set()  # modules that look up what random numbers say
+        self._choosing: set[doubts.Where] = set()  # where rows of several inferences are sorted or chosen from
         self._reading = ""  # what a module said of the axes
         self._steps: dict[Key, Step | None] = {}  # by call; of one that came once it is None
         self._settled = False  # a module has said which axis holds steps
@@ -141,6 +142,7 @@ class Recorder:
                 f"random numbers decide what {', '.join(sorted(self._drawing))} looks up: the figures are those of one"
                 " draw"
             )
+        notes += doubts.said(self.drafts, self._choosing, size)
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
@@ -281,6 +283,8 @@ class Recorder:
             evidence.look_up(call, seen.looked, place.name)
             if call.name in tables.GATHERS and any(r is not None and r.drawn for _, r, _ in seen.looked[1:]):
                 self._drawing.add(place.name or "the model")
+        if doubts.chooses(call, seen):
+            self._choosing.add((call.name, place.name))
         multiplies = any(isinstance(piece, Product) for piece in pieces)
         records = self._inherit(call, seen, seen.format if call.keeps_format else None, multiplies)
         for _, record, _ in seen.looked:
