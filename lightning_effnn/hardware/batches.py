@@ -169,7 +169,7 @@ def _copies(value: Any, given: _Given, n: int) -> Any:
     if isinstance(value, Tensor):
         return _repeated(value, given.batch, n)
     if value is given.samples and given.samples:
-        return type(value)([value[0]] * n)
+        return [value[0]] * n
     if isinstance(value, Mapping):
         same = {key: _copies(item, given, n) for key, item in value.items()}
         return same if type(value) is dict else type(value)(same)  # type: ignore[call-arg]

@@ -150,7 +150,7 @@ def _graphs(tensors: tuple[Tensor, ...], graph: Any, inferences: int | None) -> 
     inside = [(key, t, store) for store in graph.stores for key, t in store.items() if isinstance(t, Tensor)]
     every = tensors + tuple(t for _, t, _ in inside)
     number = inferences or int(getattr(graph, "num_graphs", 1) or 1)
-    if number == 1:
+    if number == 1 and not hasattr(graph, "num_graphs"):
         return Batch(every, 1, graph=True)
     labels: dict[int, Label] = {number: Label(number, True)}
     batch = Batch(every, number, main=labels[number])

@@ -293,6 +293,8 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
     most: dict[tuple[Label, int], tuple[int, Axis]] = {}
     rule = rule_of(call)
     plain = _is_plain(result)
+    if plain and not result.numel():
+        return (), False
     if rule is into and any(spot.label.verdict for spot in found[0][2]):
         found = found[:1]  # what is written into has its own axes, whatever is sent there
     for number, (source, _, spots) in enumerate(found):

@@ -85,8 +85,8 @@ class Holdings:
 
     def _of_all(self, spot: Spot) -> Spot:
         """Of several nodes of each graph: all that there are of them, not a part that others are the rest of."""
-        axis, rows = spot.axis, spot.rows
-        if rows < axis.whole and spot.dims and (rows == self._graphs or rows * self._graphs > axis.whole):
+        axis, rows, graphs = spot.axis, spot.rows, self._graphs
+        if rows < axis.whole and spot.dims and (graphs in (1, rows) or rows * graphs > axis.whole):
             return Spot(replace(axis, whole=rows), spot.dims, rows)
         return spot
 
