@@ -207,6 +207,14 @@ def crossed(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -
     return dim if dim < source.dim() - 2 else GONE
 
 
+def solved(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
+    """Systems of equations: the result has the right-hand sides' dimensions, and systems that are stacked."""
+    if dim < source.dim() - 2:
+        return max(GONE, dim + result.dim() - source.dim())
+    sides = source is call.get("B", "b", "self") and source.dim() == result.dim()
+    return dim if sides and result is call.outputs[0] else GONE
+
+
 def anywhere(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
     """No rule: where a dimension has the same extent."""
     extent = source.shape[dim]
@@ -249,6 +257,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("tril", "triu", "flip", "roll", "diag_embed"), same),
     **dict.fromkeys(("_pack_padded_sequence",), packed),
     **dict.fromkeys(("repeat",), repeated),
+    **dict.fromkeys(tables.SOLVES, solved),
 }
 """By operation; those that torch tags as pointwise or as reductions are found by their handler."""
 
