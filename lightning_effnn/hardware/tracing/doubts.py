@@ -42,12 +42,31 @@ def chooses(call: Call, seen: Seen) -> bool:
     return any(spot.label.verdict and spot.rows > 1 and spot.dims[:1] and spot.dims[0][0] == along for spot in spots)
 
 
-def said(drafts: Sequence[Draft], chosen: Collection[Where], inferences: int | None) -> list[str]:
+def cuts(seen: Seen) -> bool:
+    """Whether an operation reads a part of merged rows, of which it isn't known whose they are.
+
+    A part of one sample's size is taken for a sample, and one of the batch's size, such as one of two views, for all.
+    """
+    for _, record, spots in seen.looked:
+        for spot in spots:
+            if record is None or not spot.label.verdict or not spot.dims:
+                continue
+            elsewhere = not any(spot.axis is axis for axis in record.axes)
+            several = spot.dims[0][2] > 1 and 1 < spot.rows < spot.axis.whole and spot.rows % spot.label.root.size
+            if elsewhere or several:
+                return True
+    return False
+
+
+def said(
+    drafts: Sequence[Draft], chosen: Collection[Where], cut: Collection[Where], inferences: int | None
+) -> list[str]:
     """The notes of a trace; none of a batch of one.
 
     Args:
         drafts: all operations.
         chosen: where rows of several inferences were sorted or chosen from.
+        cut: where merged rows were cut elsewhere than between samples.
         inferences: how many there are in the batch that ran.
     """
     if inferences is None or inferences == 1:
@@ -71,6 +90,11 @@ def said(drafts: Sequence[Draft], chosen: Collection[Where], inferences: int | N
         notes.append(
             f"{_named(sorts)}: rows of several inferences are sorted or chosen together, and what follows may grow with"
             f" the batch; {_TELLS}"
+        )
+    parts = [(draft, work) for draft, work in counted if (draft.op, draft.name) in cut]
+    if sum(work for _, work in parts) > least:
+        notes.append(
+            f"{_named(parts)}: of a part of the rows of several inferences it isn't known whose they are; {_TELLS}"
         )
     return notes
 

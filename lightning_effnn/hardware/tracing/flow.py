@@ -346,6 +346,23 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
     return tuple(kept), lost
 
 
+def filled(before: Sequence[Axis], written: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The axes of a storage that is filled sample by sample: the axis that it was made with is the batch.
+
+    Args:
+        before: the axes it had.
+        written: the axes of what is written into a part of it.
+    """
+    axes: list[Axis] = []
+    for axis in written:
+        hosts = [host for host in before if axis.stride == ONE_ROW and 0 < host.stride and host.size == axis.whole]
+        for host in hosts[:1]:
+            host.label.join(axis.label)
+            axis = Axis(axis.label, host.stride, host.size, axis.whole)
+        axes.append(axis)
+    return tuple(axes)
+
+
 def _placed(spot: Spot, places: list[tuple[int, int, int]], result: Tensor) -> Iterator[tuple[int, int, Axis]]:
     """The axis of a result that a spot becomes: its first dimension there, rows covered, and the axis."""
     shape, strides = result.shape, strides_of(result)

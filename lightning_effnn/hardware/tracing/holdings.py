@@ -22,19 +22,23 @@ class Holdings:
 
     Args:
         book: knows the memory of each tensor.
+
+    Attributes:
+        sizes: extents that an axis of the batch may have.
+        graphs: how many inferences of different sizes lie one behind the other, as graphs do; 0 if they don't.
     """
 
     def __init__(self, book: StorageBook) -> None:
         self.book = book
         self.sizes: frozenset[int] = frozenset()
         self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
-        self._graphs = 0  # how many inferences of different sizes lie one behind the other
+        self.graphs = 0
         self._expanded = WeakIdKeyDictionary()
 
     def see(self, batch: Batch) -> None:
         """Take the tensors of the example as what holds the batch."""
         self.sizes = batch.sizes
-        self._graphs = (batch.size or 0) if batch.concatenated else 0
+        self.graphs = (batch.size or 0) if batch.concatenated else 0
         for tensor in batch.tensors:
             record = self.book.of(tensor)
             if record is not None:
@@ -73,8 +77,7 @@ class Holdings:
             found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
             # Single rows are taken of steps, experts and directions, not of what may be the batch.
             kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
-            if self._graphs:
-                kept = tuple(self._of_all(spot) for spot in kept)
+            kept = tuple(self._of_all(spot) if self.graphs else _of_each(spot, shape, strides) for spot in kept)
             for spot in kept:
                 for dim, rows, each in spot.dims if spot.label.verdict else ():
                     if each > 1 and rows * each == shape[dim]:
@@ -85,7 +88,7 @@ class Holdings:
 
     def _of_all(self, spot: Spot) -> Spot:
         """Of several nodes of each graph: all that there are of them, not a part that others are the rest of."""
-        axis, rows, graphs = spot.axis, spot.rows, self._graphs
+        axis, rows, graphs = spot.axis, spot.rows, self.graphs
         if rows < axis.whole and spot.dims and (graphs in (1, rows) or rows * graphs > axis.whole):
             return Spot(replace(axis, whole=rows), spot.dims, rows)
         return spot
@@ -173,3 +176,14 @@ class Holdings:
         for dim, (size, stride) in enumerate(zip(source.shape, source.stride(), strict=True)):
             if size > 1 and not stride and not any(d == dim for s in self.of(source) for d, _, _ in s.dims):
                 record.copies = Axis(Label(size), strides_of(result)[dim], size, size)
+
+
+def _of_each(spot: Spot, shape: Sequence[int], strides: Sequence[int]) -> Spot:
+    """Rows that are no whole number of samples' were taken from each sample, not from some of them."""
+    if len(spot.dims) != 1:
+        return spot
+    dim, rows, each = spot.dims[0]
+    extent = shape[dim]
+    if extent == rows * each:
+        return spot
+    return Spot(Axis(spot.label, strides[dim], extent, extent), ((dim, extent, 1),), extent)
