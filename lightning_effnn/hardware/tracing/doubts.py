@@ -37,7 +37,7 @@ def chooses(call: Call, seen: Seen) -> bool:
     if call.backward or call.name not in tables.SORTS | _CHOOSES or not seen.looked:
         return False
     source, _, spots = seen.looked[0]
-    dim = call.get("dim")
+    dim = call.get("dim") if call.name != "multinomial" else -1
     along = dim % source.dim() if isinstance(dim, int) and source.dim() else 0
     return any(spot.label.verdict and spot.rows > 1 and spot.dims[:1] and spot.dims[0][0] == along for spot in spots)
 
@@ -94,7 +94,8 @@ def said(
     parts = [(draft, work) for draft, work in counted if (draft.op, draft.name) in cut]
     if sum(work for _, work in parts) > least:
         notes.append(
-            f"{_named(parts)}: of a part of the rows of several inferences it isn't known whose they are; {_TELLS}"
+            f"{_named(parts)}: whose rows these are isn't known, for those of several inferences were cut elsewhere"
+            f" than between two of them; {_TELLS}"
         )
     return notes
 

@@ -184,6 +184,6 @@ def _of_each(spot: Spot, shape: Sequence[int], strides: Sequence[int]) -> Spot:
         return spot
     dim, rows, each = spot.dims[0]
     extent = shape[dim]
-    if extent == rows * each:
+    if each == 1 or extent == rows * each or extent >= spot.axis.size * each:
         return spot
     return Spot(Axis(spot.label, strides[dim], extent, extent), ((dim, extent, 1),), extent)
