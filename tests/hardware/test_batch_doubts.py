@@ -106,6 +106,23 @@ def test_work_whose_batch_is_nowhere_is_said():
     assert any("addmm in theirs" in note and "counted whole" in note for note in notes)
 
 
+def test_a_state_of_several_rows_a_sample_that_is_taken_for_a_constant_is_said():
+    class Sensors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRUCell(6, 6)
+
+        def forward(self, x):
+            state = torch.zeros(4 * len(x), 6)
+            for step in range(x.shape[1]):
+                state = self.cell(x[:, step].reshape(-1, 6), state)
+            return state
+
+    notes = {n: hardware.trace(Sensors(), torch.randn(n, 5, 4, 6)).notes for n in (1, 3)}
+    assert notes[1] == ()
+    assert any("addmm in cell" in note and "multiple of 3 rows" in note for note in notes[3])
+
+
 def test_gradients_are_sums_over_the_batch_without_a_doubt():
     net = Through(lambda net, x: net.second(x))
     assert hardware.trace(net, torch.randn(4, 8, 6), training=True).notes == ()

@@ -49,7 +49,7 @@ def cuts(seen: Seen) -> bool:
     """
     for _, record, spots in seen.looked:
         for spot in spots:
-            if record is None or not spot.label.verdict or not spot.dims:
+            if record is None or not spot.label.verdict or not spot.dims or spot.axis.stride <= 0:
                 continue
             elsewhere = not any(spot.axis is axis for axis in record.axes)
             several = spot.dims[0][2] > 1 and 1 < spot.rows < spot.axis.whole and spot.rows % spot.label.root.size
@@ -80,6 +80,16 @@ def said(
             f"{_named(unread)}: it depends on the batch, and no axis of it is the batch: counted whole, as if it were"
             f" done once for all; {_TELLS}"
         )
+    made = [
+        (draft, _work(draft))
+        for draft in drafts
+        if draft.phase == "forward" and not draft.charged() and _is_made_for(draft, inferences)
+    ]
+    if sum(work for _, work in made) > least:
+        notes.append(
+            f"{_named(made)}: what is multiplied was made from sizes alone, was taken for a constant, and has a multiple"
+            f" of {inferences} rows; if these are of the batch, it is work of each inference; {_TELLS}"
+        )
     if any(draft.phase == "backward" for draft in drafts):
         return notes  # gradients of weights are sums over the batch
     summed = [(draft, work) for draft, work in counted if _sums(draft)]
@@ -102,6 +112,13 @@ def said(
 
 def _holds(draft: Draft) -> bool:
     return any(label.verdict for label in draft.every_label()) or any(label.verdict for label, *_ in draft.share)
+
+
+def _is_made_for(draft: Draft, inferences: int) -> bool:
+    """Whether a product of a weight with what no constant is in may be that of a state with several rows a sample."""
+    rows = draft.extents.get("B", 1)
+    factors = [read for read in draft.constants if read.elements != draft.extents["K"]]  # the other is a bias
+    return rows > inferences and rows % inferences == 0 and len(factors) == 1
 
 
 def _sums(draft: Draft) -> bool:

@@ -174,7 +174,9 @@ class Holdings:
         if record is None or source.layout is not torch.strided or source.is_nested:
             return
         for dim, (size, stride) in enumerate(zip(source.shape, source.stride(), strict=True)):
-            if size > 1 and not stride and not any(d == dim for s in self.of(source) for d, _, _ in s.dims):
+            innermost = dim == source.dim() - 1 > 0  # where no batch lies
+            batch = not innermost and any(d == dim for s in self.of(source) for d, _, _ in s.dims)
+            if size > 1 and not stride and not batch:
                 record.copies = Axis(Label(size), strides_of(result)[dim], size, size)
 
 

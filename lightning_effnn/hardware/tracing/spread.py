@@ -32,15 +32,16 @@ def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False, copies: Axi
         parts: whether it is one of several parts that are counted together.
         copies: along which axis of its storage its rows are all the same.
     """
+    elements, dims = stored_elements(tensor), set[int]()
+    if copies is not None and tensor.layout is torch.strided and not tensor.is_nested:
+        found = locate(tensor.shape, strides_of(tensor), copies)
+        if elements % found.rows == 0:
+            elements, dims = elements // found.rows, {dim for dim, rows, _ in found.dims if rows == tensor.shape[dim]}
     axes: list[Held] = []
     for spot in spots:
-        if is_expanded(tensor, spot):
+        if is_expanded(tensor, spot) or any(dim in dims for dim, _, _ in spot.dims):
             continue  # stored once
         axes.append((spot.label, 1, 1) if parts else spot.held)
-    elements = stored_elements(tensor)
-    if copies is not None and tensor.layout is torch.strided and not tensor.is_nested:
-        rows = locate(tensor.shape, strides_of(tensor), copies).rows
-        elements //= rows if elements % rows == 0 else 1
     return elements, (tuple(axes),) if axes else ()
 
 
