@@ -87,8 +87,8 @@ def said(
     ]
     if sum(work for _, work in made) > least:
         notes.append(
-            f"{_named(made)}: what is multiplied was made from sizes alone, was taken for a constant, and has a multiple"
-            f" of {inferences} rows; if these are of the batch, it is work of each inference; {_TELLS}"
+            f"{_named(made)}: what is multiplied was made from sizes alone, was taken for a constant, and has a"
+            f" multiple of {inferences} rows; if these are of the batch, it is work of each inference; {_TELLS}"
         )
     if any(draft.phase == "backward" for draft in drafts):
         return notes  # gradients of weights are sums over the batch
