@@ -117,7 +117,7 @@ def _holds(draft: Draft) -> bool:
 def _is_made_for(draft: Draft, inferences: int) -> bool:
     """Whether a product of a weight with what no constant is in may be that of a state with several rows a sample."""
     rows = draft.extents.get("B", 1)
-    factors = [read for read in draft.constants if read.elements != draft.extents["K"]]  # the other is a bias
+    factors = [read for read in draft.constants if read.elements != draft.extents.get("K")]  # the other is a bias
     return rows > inferences and rows % inferences == 0 and len(factors) == 1
 
 
