@@ -356,7 +356,8 @@ def filled(before: Sequence[Axis], written: Sequence[Axis]) -> tuple[Axis, ...]:
     axes: list[Axis] = []
     for axis in written:
         hosts = [host for host in before if axis.stride == ONE_ROW and host.stride > 0 and host.size == axis.whole]
-        for host in hosts[:1]:
+        if hosts:  # samples lie one behind the other
+            host = max(hosts, key=lambda host: host.stride)
             host.label.join(axis.label)
             axis = Axis(axis.label, host.stride, host.size, axis.whole)
         axes.append(axis)
