@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from lightning_effnn.hardware.tracing.handlers_mac import gemm
@@ -77,7 +76,7 @@ def solution(call: Call) -> list[Piece] | None:
         "B": [] if vectors else [(sides, along)],
         "G": [(t, dim) for t, dims in ((matrix, matrix.dim() - 2), (sides, len(stacked))) for dim in range(dims)],
     }
-    groups = math.prod(torch.broadcast_shapes(stacked, matrix.shape[:-2]))
+    groups = math.prod(call.outputs[0].shape[: -1 if vectors else -2])
     inner = max(1, math.ceil(count(max(rows, columns), min(rows, columns))))
     solved = gemm(number, inner, 1, groups=groups, weight=matrix, input=sides, output=call.outputs[0], axes=axes)
     return [_of_matrix(call, matrix), solved] if call.name in _COUNTS and call.varies(matrix) else [solved]
