@@ -128,6 +128,11 @@ def _add_hardware_commands(commands: _Commands[argparse.ArgumentParser]) -> None
     profile.add_argument(
         "--meta", action="store_true", help="shapes only, no values and no memory: everything counts as dense"
     )
+    profile.add_argument(
+        "--check-batches",
+        action="store_true",
+        help="also trace batches of 1, 2, 3 and 5 copies of the first sample, and say whether they cost the same",
+    )
     profile.add_argument("--depth", type=int, default=2, help="levels of modules to show (default: 2)")
     profile.add_argument("--csv", metavar="FILE", help="write one row an operation")
     profile.add_argument("--plot", metavar="FILE", help="write the figure (.png, .svg or .pdf)")
@@ -243,6 +248,7 @@ def _profile(options: argparse.Namespace) -> None:
         inferences=options.inferences,
         dtype=options.dtype,
         meta=options.meta,
+        check=options.check_batches,
         depth=options.depth,
         csv=options.csv,
         plot=options.plot,

@@ -71,6 +71,7 @@ def profile(
     inferences: int | None = None,
     dtype: str | None = None,
     meta: bool = False,
+    check: bool = False,
     depth: int = 2,
     csv: str | None = None,
     plot: str | None = None,
@@ -78,7 +79,8 @@ def profile(
     """Trace ``target`` on one batch and print what it costs, by module and in all.
 
     With ``meta`` model and inputs have shapes and no values: a network of any size takes neither memory nor time,
-    and everything counts as dense.
+    and everything counts as dense. With ``check`` batches of other sizes are traced too, and it is said whether one
+    inference costs the same in them.
 
     Raises:
         UsageError: names the option or the target, and what would be accepted.
@@ -101,10 +103,13 @@ def profile(
         if batch_dim is not None:
             _refuse_axis(batch, batch_dim)
         trace = hardware.trace(model, *batch, batch_size=batch_size, batch_dim=batch_dim, inferences=inferences)
+        checked = _checked(model, batch, chip, batch_dim, inferences) if check else None
     report = hardware.estimate(trace, chip)
     console.print(report.table(depth))
     for remark in _remarks(report):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
+    if checked is not None:
+        console.print(f"checked: {checked}", markup=False, highlight=False, soft_wrap=True)
     try:
         if csv:
             report.to_csv(csv)
@@ -222,6 +227,15 @@ def _remarks(report: hardware.CostReport) -> list[str]:
     )
     assumed = [f"assumed: {note}" for note in report.notes]
     return dense + assumed + ([unknown_remark(report.unknown)] if report.unknown else [])
+
+
+def _checked(
+    model: nn.Module, batch: Sequence[Any], chip: hardware.Accelerator, batch_dim: int | None, inferences: int | None
+) -> hardware.BatchCheck:
+    try:
+        return hardware.check_batches(model, *batch, accelerator=chip, batch_dim=batch_dim, inferences=inferences)
+    except ValueError as error:
+        raise UsageError(f"--check-batches: {error}") from error
 
 
 def _refuse_axis(batch: Sequence[Any], batch_dim: int) -> None:

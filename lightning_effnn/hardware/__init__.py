@@ -11,6 +11,7 @@ True
 
 from lightning_effnn.formats.tagging import aside, simulated, tag
 from lightning_effnn.hardware.accelerator import Accelerator, presets
+from lightning_effnn.hardware.batches import BatchCheck, check_batches
 from lightning_effnn.hardware.cost import estimate, estimate_layers
 from lightning_effnn.hardware.differentiable import EnergyModel
 from lightning_effnn.hardware.memory import Memory, Port, Zeros
@@ -21,6 +22,7 @@ from lightning_effnn.hardware.tracing.rules import register_cost
 
 __all__ = [
     "Accelerator",
+    "BatchCheck",
     "CostReport",
     "EnergyModel",
     "LayerCost",
@@ -32,6 +34,7 @@ __all__ = [
     "UnknownOperation",
     "Zeros",
     "aside",
+    "check_batches",
     "estimate",
     "estimate_layers",
     "presets",

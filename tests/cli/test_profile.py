@@ -107,6 +107,21 @@ def test_table_csv_and_figure_agree_with_the_library(folder, capsys):
     assert (folder / "cost.png").stat().st_size > 1000
 
 
+def test_it_says_whether_batches_of_other_sizes_cost_the_same(folder, capsys):
+    assert main(["profile", "effnn_models:build", *IMAGE, "--check-batches"]) == 0
+    assert "checked: in batches of 1, 2, 3, 5 copies" in capsys.readouterr().out
+
+
+def test_inputs_without_a_batch_cannot_be_checked(folder, capsys):
+    (folder / "effnn_scalar.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n"
+        "    example_input_array = (2.0,)\n"
+        "    def forward(self, x):\n        return torch.ones(3) * x\n"
+    )
+    assert main(["profile", "effnn_scalar:Net", "--check-batches"]) == 2
+    assert "--check-batches: the inputs hold no batch" in capsys.readouterr().err
+
+
 def test_dtype_casts_the_model_and_its_inputs(folder, capsys):
     assert main(["profile", "effnn_models:build", *IMAGE, "--dtype", "bfloat16", "--csv", "half.csv"]) == 0
     assert main(["profile", "effnn_models:build", *IMAGE, "--csv", "full.csv"]) == 0

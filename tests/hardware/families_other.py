@@ -309,6 +309,46 @@ def time_major(n):
 SECOND = lambda n: {"batch_dim": 1}  # noqa: E731
 TELL = lambda n: {"inferences": n}  # noqa: E731
 
+
+class Solves(nn.Module):
+    """What a layer says of each sample is the right-hand side of a system that all samples share."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(T, D, bias=False), how
+        self.matrix = nn.Parameter(torch.eye(D) + 0.1)
+
+    def forward(self, x):
+        return self.how(self.matrix, self.layer(x).T).T
+
+
+class Filled(nn.Module):
+    """Results of one sample after another are written into a tensor that was made for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(D, H), nn.Linear(H, 2)
+
+    def forward(self, x):
+        out = x.new_empty(len(x), T, H)
+        for i, sample in enumerate(x):
+            out[i].copy_(self.layer(sample))
+        return self.head(out)
+
+
+class Looks(nn.Module):
+    """An image is looked at through three grids of each sample's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.grids = nn.Linear(2, 3 * 4 * 4 * 2)
+
+    def forward(self, x):
+        places = self.grids(x.mean((2, 3))).view(-1, 4, 4, 2)
+        images = x[:, None].expand(-1, 3, -1, -1, -1).flatten(0, 1)
+        return F.grid_sample(images, places, align_corners=False)
+
+
 FAMILIES = [
     Family("experts one after another", lambda n: Routed(), lambda n: (words(n, T, 20),), ROUTED),
     Family("stacked experts by einsum", lambda n: AllExperts(expanded=False), copies(T, D), ALL_EXPERTS),
@@ -363,4 +403,19 @@ FAMILIES = [
     ),
     Family("sparse adjacency", lambda n: Sparse(), copies(NODES, D), NODES * D * H),
     Family("beams", lambda n: Beams(), lambda n: (words(n, T, 20),), 3 * (T * D * D + D * 20)),
+    Family("a system that all samples share", lambda n: Solves(torch.linalg.solve), copies(T), T * D + D * D),
+    Family(
+        "a triangular system that all samples share",
+        lambda n: Solves(lambda a, b: torch.linalg.solve_triangular(a, b, upper=True)),
+        copies(T),
+        T * D + D * D // 2,
+    ),
+    Family(
+        "a Cholesky factor that all samples share",
+        lambda n: Solves(lambda a, b: torch.cholesky_solve(b, a)),
+        copies(T),
+        T * D + D * D,
+    ),
+    Family("filled sample by sample", lambda n: Filled(), copies(T, D), T * (D * H + H * 2)),
+    Family("one image, three grids", lambda n: Looks(), copies(2, 6, 6), 2 * 96),
 ]

@@ -144,7 +144,7 @@ def locate(shape: Sequence[int], strides: Sequence[int], axis: Axis) -> Spot:
     >>> locate((2, 3), (3, 1), batch).rows  # one sample
     1
     """
-    if axis.stride <= 0:
+    if axis.stride <= 0 or 0 in shape:
         return Spot(axis, (), axis.size)
     stride, size = axis.stride, axis.size
     flat = len(shape) == 1 or (len(shape) == 2 and strides[1] * (shape[1] - 1) < stride)

@@ -95,9 +95,9 @@ def inspect_batch(
     tensors = tuple(leaf for _, leaf in leaves if isinstance(leaf, Tensor))
     if batch_dim is not None:
         return _along(tensors, batch_dim, inferences)
-    graphs = [leaf for _, leaf in leaves if is_graph_data(leaf)]
-    if graphs:
-        return _graphs(tensors, graphs[0], inferences)
+    graph = graph_data_of(example)
+    if graph is not None:
+        return _graphs(tensors, graph, inferences)
     packed = next((leaf for _, leaf in leaves if isinstance(leaf, PackedSequence)), None)
     if packed is not None:
         label = Label(packed.data.shape[0], True)
@@ -106,7 +106,7 @@ def inspect_batch(
     stacked = any(t.is_floating_point() and not t.is_nested and t.dim() > 2 for t in tensors)
     if (_has_edges(leaves) and not stacked) or _numbering(leaves) is not None:
         return _nodes(leaves, tensors, inferences)
-    samples = _samples(example)
+    samples = samples_of(example)
     if samples:
         return _listed(tensors, samples, inferences)
     named = ("edge_index", "adj_t")
@@ -123,6 +123,11 @@ def is_graph_data(value: Any) -> bool:
         c.__module__.startswith("torch_geometric.data") and c.__name__ in ("BaseData", "Data", "HeteroData")
         for c in type(value).__mro__
     )
+
+
+def graph_data_of(example: Any) -> Any:
+    """The first torch-geometric ``Data``, ``HeteroData`` or ``Batch`` in ``example``; ``None`` if there is none."""
+    return next((leaf for _, leaf in _leaves(example) if is_graph_data(leaf)), None)
 
 
 def _along(tensors: tuple[Tensor, ...], dim: int, inferences: int | None) -> Batch:
@@ -145,7 +150,7 @@ def _graphs(tensors: tuple[Tensor, ...], graph: Any, inferences: int | None) -> 
     inside = [(key, t, store) for store in graph.stores for key, t in store.items() if isinstance(t, Tensor)]
     every = tensors + tuple(t for _, t, _ in inside)
     number = inferences or int(getattr(graph, "num_graphs", 1) or 1)
-    if number == 1:
+    if number == 1 and not hasattr(graph, "num_graphs"):
         return Batch(every, 1, graph=True)
     labels: dict[int, Label] = {number: Label(number, True)}
     batch = Batch(every, number, main=labels[number])
@@ -232,15 +237,15 @@ def _refuse_empty(size: int, tensors: tuple[Tensor, ...], dim: int) -> None:
         )
 
 
-def _samples(example: Any, depth: int = 0) -> Sequence[Any]:
+def samples_of(example: Any, depth: int = 0) -> Sequence[Any]:
     """The first list in ``example`` whose items are one inference each."""
     if isinstance(example, Mapping):
-        return next((found for item in example.values() if (found := _samples(item, depth + 1))), ())
+        return next((found for item in example.values() if (found := samples_of(item, depth + 1))), ())
     if not isinstance(example, list | tuple) or hasattr(example, "_fields"):
         return ()
     if depth and _are_samples(example):
         return example
-    return next((found for item in example if (found := _samples(item, depth + 1))), ())
+    return next((found for item in example if (found := samples_of(item, depth + 1))), ())
 
 
 def _said_of_lists(example: Any, depth: int = 0) -> list[str]:

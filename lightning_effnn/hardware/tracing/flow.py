@@ -207,6 +207,14 @@ def crossed(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -
     return dim if dim < source.dim() - 2 else GONE
 
 
+def solved(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
+    """Systems of equations: the result has the right-hand sides' dimensions, and systems that are stacked."""
+    if dim < source.dim() - 2:
+        return max(GONE, dim + result.dim() - source.dim())
+    sides = source is call.get("B", "b", "self") and source.dim() == result.dim()
+    return dim if sides and result is call.outputs[0] else GONE
+
+
 def anywhere(call: Call, number: int, source: Tensor, dim: int, result: Tensor) -> int | None:
     """No rule: where a dimension has the same extent."""
     extent = source.shape[dim]
@@ -249,6 +257,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("tril", "triu", "flip", "roll", "diag_embed"), same),
     **dict.fromkeys(("_pack_padded_sequence",), packed),
     **dict.fromkeys(("repeat",), repeated),
+    **dict.fromkeys(tables.SOLVES, solved),
 }
 """By operation; those that torch tags as pointwise or as reductions are found by their handler."""
 
@@ -293,6 +302,8 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
     most: dict[tuple[Label, int], tuple[int, Axis]] = {}
     rule = rule_of(call)
     plain = _is_plain(result)
+    if plain and not result.numel():
+        return (), False
     if rule is into and any(spot.label.verdict for spot in found[0][2]):
         found = found[:1]  # what is written into has its own axes, whatever is sent there
     for number, (source, _, spots) in enumerate(found):
@@ -333,6 +344,24 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
         lost = lost or not found_it
         kept.append(axis)
     return tuple(kept), lost
+
+
+def filled(before: Sequence[Axis], written: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The axes of a storage that is filled sample by sample: the axis that it was made with is the batch.
+
+    Args:
+        before: the axes it had.
+        written: the axes of what is written into a part of it.
+    """
+    axes: list[Axis] = []
+    for axis in written:
+        hosts = [host for host in before if axis.stride == ONE_ROW and host.stride > 0 and host.size == axis.whole]
+        if hosts:  # samples lie one behind the other
+            host = max(hosts, key=lambda host: host.stride)
+            host.label.join(axis.label)
+            axis = Axis(axis.label, host.stride, host.size, axis.whole)
+        axes.append(axis)
+    return tuple(axes)
 
 
 def _placed(spot: Spot, places: list[tuple[int, int, int]], result: Tensor) -> Iterator[tuple[int, int, Axis]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,17 +22,23 @@ class Holdings:
 
     Args:
         book: knows the memory of each tensor.
+
+    Attributes:
+        sizes: extents that an axis of the batch may have.
+        graphs: how many inferences of different sizes lie one behind the other, as graphs do; 0 if they don't.
     """
 
     def __init__(self, book: StorageBook) -> None:
         self.book = book
         self.sizes: frozenset[int] = frozenset()
         self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
+        self.graphs = 0
         self._expanded = WeakIdKeyDictionary()
 
     def see(self, batch: Batch) -> None:
         """Take the tensors of the example as what holds the batch."""
         self.sizes = batch.sizes
+        self.graphs = (batch.size or 0) if batch.concatenated else 0
         for tensor in batch.tensors:
             record = self.book.of(tensor)
             if record is not None:
@@ -70,6 +77,7 @@ class Holdings:
             found = [locate(shape, strides, axis) for axis in record.axes if axis.label.verdict is not False]
             # Single rows are taken of steps, experts and directions, not of what may be the batch.
             kept = tuple(s for s in found if s.label.verdict or s.label.root.given or s.rows == s.axis.whole)
+            kept = tuple(self._of_all(spot) if self.graphs else _of_each(spot, shape, strides) for spot in kept)
             for spot in kept:
                 for dim, rows, each in spot.dims if spot.label.verdict else ():
                     if each > 1 and rows * each == shape[dim]:
@@ -77,6 +85,13 @@ class Holdings:
             # The batch stands in front more often than not: other expanded dimensions are something else then.
             return (*kept, *(s for s in self._expanded_spots(tensor) if not kept or any(d == 0 for d, _, _ in s.dims)))
         return self._expanded_spots(tensor) if strided else ()
+
+    def _of_all(self, spot: Spot) -> Spot:
+        """Of several nodes of each graph: all that there are of them, not a part that others are the rest of."""
+        axis, rows, graphs = spot.axis, spot.rows, self.graphs
+        if rows < axis.whole and spot.dims and (graphs in (1, rows) or rows * graphs > axis.whole):
+            return Spot(replace(axis, whole=rows), spot.dims, rows)
+        return spot
 
     def _expanded_spots(self, tensor: Tensor) -> tuple[Spot, ...]:
         """Dimensions along which one row was expanded to as many as the batch has."""
@@ -159,5 +174,18 @@ class Holdings:
         if record is None or source.layout is not torch.strided or source.is_nested:
             return
         for dim, (size, stride) in enumerate(zip(source.shape, source.stride(), strict=True)):
-            if size > 1 and not stride and not any(d == dim for s in self.of(source) for d, _, _ in s.dims):
+            innermost = dim == source.dim() - 1 > 0  # where no batch lies
+            batch = not innermost and any(d == dim for s in self.of(source) for d, _, _ in s.dims)
+            if size > 1 and not stride and not batch:
                 record.copies = Axis(Label(size), strides_of(result)[dim], size, size)
+
+
+def _of_each(spot: Spot, shape: Sequence[int], strides: Sequence[int]) -> Spot:
+    """Rows that are no whole number of samples' were taken from each sample, not from some of them."""
+    if len(spot.dims) != 1:
+        return spot
+    dim, rows, each = spot.dims[0]
+    extent = shape[dim]
+    if each == 1 or extent == rows * each or extent >= spot.axis.size * each:
+        return spot
+    return Spot(Axis(spot.label, strides[dim], extent, extent), ((dim, extent, 1),), extent)

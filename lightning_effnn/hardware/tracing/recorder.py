@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_effnn.formats import NumberFormat
-from lightning_effnn.hardware.tracing import evidence, spread, tables
+from lightning_effnn.hardware.tracing import doubts, evidence, spread, tables
 from lightning_effnn.hardware.tracing.axes import NOWHERE, Axis, Label, Spot
 from lightning_effnn.hardware.tracing.batch import Batch
 from lightning_effnn.hardware.tracing.constants import reads
 from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size, Source
-from lightning_effnn.hardware.tracing.flow import inherit_axes
+from lightning_effnn.hardware.tracing.flow import filled, inherit_axes
 from lightning_effnn.hardware.tracing.holdings import Holdings
 from lightning_effnn.hardware.tracing.memo import Key, Met, Results, Step, key_of, results_of, step_of
 from lightning_effnn.hardware.tracing.modules import clean_name
@@ -47,6 +47,8 @@ class Recorder:
         self.batch: Batch | None = None
         self.lost: set[str] = set()
         self._drawing: set[str] = set()  # modules that look up what random numbers say
+        self._choosing: set[doubts.Where] = set()  # where rows of several inferences are sorted or chosen from
+        self._cutting: set[doubts.Where] = set()  # where merged rows are cut elsewhere than between samples
         self._reading = ""  # what a module said of the axes
         self._steps: dict[Key, Step | None] = {}  # by call; of one that came once it is None
         self._settled = False  # a module has said which axis holds steps
@@ -141,6 +143,7 @@ class Recorder:
                 f"random numbers decide what {', '.join(sorted(self._drawing))} looks up: the figures are those of one"
                 " draw"
             )
+        notes += doubts.said(self.drafts, self._choosing, self._cutting, size)
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
@@ -194,7 +197,7 @@ class Recorder:
                 seen.counts[key] = self.book.count(tensor, record) if is_counted(tensor) else None
                 seen.formats[key] = (record.format if record is not None else None) or dtype_format(tensor.dtype)
                 if record is not None:  # read twice by one operation is read once
-                    sizes[id(record)] = (record.producer, spread.size(tensor, spots))
+                    sizes[id(record)] = (record.producer, spread.size(tensor, spots, copies=record.copies))
             seen.sources = list(sizes.values())
         return seen
 
@@ -281,6 +284,10 @@ class Recorder:
             evidence.look_up(call, seen.looked, place.name)
             if call.name in tables.GATHERS and any(r is not None and r.drawn for _, r, _ in seen.looked[1:]):
                 self._drawing.add(place.name or "the model")
+        if doubts.chooses(call, seen):
+            self._choosing.add((call.name, place.name))
+        if not self.holdings.graphs and not call.backward and doubts.cuts(seen):
+            self._cutting.add((call.name, place.name))
         multiplies = any(isinstance(piece, Product) for piece in pieces)
         records = self._inherit(call, seen, seen.format if call.keeps_format else None, multiplies)
         for _, record, _ in seen.looked:
@@ -386,7 +393,9 @@ class Recorder:
         else:
             parts = call.name in spread.JOINING
             read = {
-                n if parts else id(record): spread.size(tensor, spread.held_by(call, tensor, spots, seen), parts)
+                n if parts else id(record): spread.size(
+                    tensor, spread.held_by(call, tensor, spots, seen), parts, record.copies
+                )
                 for n, (tensor, record, spots) in enumerate(seen.looked)
                 if record is not None and any(tensor is t for t in piece.reads)
             }
@@ -442,6 +451,8 @@ class Recorder:
                 axes, lost = inherit_axes(call, seen.looked, tensor)
                 if call.name == "repeat":
                     axes += self.holdings.repeated(call, tensor, axes)
+                if id(record) in known:
+                    axes = filled(record.axes, axes)
                 if lost and not tensor.is_nested:
                     self.lost.add(call.name)
                 if call.name == "cat" or (self.batch is not None and self.batch.concatenated):

@@ -21,20 +21,28 @@ Outputs = Sequence[tuple[Tensor, "Record | None", tuple[Spot, ...]]]
 """The results of an operation, what is known of them, and what each holds of the batch."""
 
 
-def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False) -> Size:
+def size(tensor: Tensor, spots: Sequence[Spot], parts: bool = False, copies: Axis | None = None) -> Size:
     """A tensor's elements and the axes in them.
+
+    An expanded tensor that was written out is read where it was, as one that was only expanded is.
 
     Args:
         tensor: what is read or written.
         spots: what it holds of the batch.
         parts: whether it is one of several parts that are counted together.
+        copies: along which axis of its storage its rows are all the same.
     """
+    elements, dims = stored_elements(tensor), set[int]()
+    if copies is not None and tensor.layout is torch.strided and not tensor.is_nested:
+        found = locate(tensor.shape, strides_of(tensor), copies)
+        if elements % found.rows == 0:
+            elements, dims = elements // found.rows, {dim for dim, rows, _ in found.dims if rows == tensor.shape[dim]}
     axes: list[Held] = []
     for spot in spots:
-        if is_expanded(tensor, spot):
+        if is_expanded(tensor, spot) or any(dim in dims for dim, _, _ in spot.dims):
             continue  # stored once
         axes.append((spot.label, 1, 1) if parts else spot.held)
-    return stored_elements(tensor), (tuple(axes),) if axes else ()
+    return elements, (tuple(axes),) if axes else ()
 
 
 def is_expanded(tensor: Tensor, spot: Spot) -> bool:

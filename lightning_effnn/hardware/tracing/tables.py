@@ -220,6 +220,12 @@ CONVOLUTIONS = _names(
     slow_conv_dilated3d slow_conv_transpose2d slow_conv_transpose3d _conv_depthwise2d conv_depthwise3d
     """
 )
+SOLVES = _names(
+    """
+    cholesky_solve _cholesky_solve_helper _linalg_solve_ex linalg_lu_solve linalg_ldl_solve linalg_solve_triangular
+    triangular_solve linalg_lstsq
+    """
+)
 ATTENTIONS = _names(
     """
     _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
