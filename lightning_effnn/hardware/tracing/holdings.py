@@ -28,6 +28,7 @@ class Holdings:
         self.sizes: frozenset[int] = frozenset()
         self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
         self._expanded = WeakIdKeyDictionary()
+        self._marked = False  # whether that had anything in it
 
     def see(self, batch: Batch) -> None:
         """Take the tensors of the example as what holds the batch."""
@@ -51,7 +52,7 @@ class Holdings:
 
     def marks(self, tensors: Sequence[Tensor]) -> bool:
         """Whether one of these was expanded in a batch of one, which its memory doesn't tell."""
-        return bool(self._expanded) and any(tensor in self._expanded for tensor in tensors)
+        return self._marked and any(tensor in self._expanded for tensor in tensors)
 
     def made(self, call: Call, result: Tensor) -> tuple[Axis, ...]:
         """Axes that a tensor made from sizes or constants alone may have."""
@@ -127,6 +128,7 @@ class Holdings:
             if new and all(size in self.sizes for size in new):  # what expands something else isn't for the batch
                 axis = Axis(Label(1), NOWHERE, 1, 1)
         if axis is not None:
+            self._marked = True
             for result in results:
                 self._expanded[result] = axis
 
