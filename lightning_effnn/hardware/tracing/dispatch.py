@@ -147,7 +147,10 @@ class TraceMode(DispatchMode):
                 raise TypeError(f"its inputs could not be looked at ({reason})")
             if met is not None and met.step is not None:
                 outputs: list[Tensor] = []
-                _collect(result, outputs)
+                if type(result) is Tensor:
+                    outputs.append(result)
+                else:
+                    _collect(result, outputs)
                 if self.recorder.repeat(met, met.step, inputs, outputs, place):
                     return result
             if seen is None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_effnn.hardware.tracing import tables
 from lightning_effnn.hardware.tracing.axes import Axis, Label
@@ -193,11 +193,12 @@ def signature(args: Sequence[Any], kwargs: dict[str, Any], inputs: list[Tensor])
     """Arguments as part of a key; the tensors among them are appended to ``inputs``, in their order."""
     parts: list[Hashable] = []
     for value in args:
-        if type(value) is Tensor:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
             inputs.append(value)
             parts.append(Tensor)
         else:
-            parts.append(value if type(value) is int or value is None else _signed(value, inputs))
+            parts.append(value if kind is int or value is None else _signed(value, inputs))
     if kwargs:
         parts.append(_signed(kwargs, inputs))
     return tuple(parts)

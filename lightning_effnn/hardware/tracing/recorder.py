@@ -341,8 +341,13 @@ class Recorder:
         self._inherit(call, seen, None, False)
 
     def _add(self, draft: Draft, tainted: bool, sources: Sequence[Source]) -> None:
-        draft.previous = self._last_tainted if tainted else self._last
-        draft.handed = next((size for producer, size in sources if producer == draft.previous), None)
+        draft.previous = before = self._last_tainted if tainted else self._last
+        for producer, size in sources:
+            if producer == before:
+                draft.handed = size
+                break
+        else:
+            draft.handed = None
         self._last = len(self.drafts)
         self._last_tainted = self._last if tainted else self._last_tainted
         self.drafts.append(draft)

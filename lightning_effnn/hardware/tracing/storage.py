@@ -30,7 +30,7 @@ arXiv 2006.03463."""
 _BLOCK = 1 << 16  # elements; half a megabyte at most
 _SMALL = 1 << 12
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
-_THRESHOLD = {kind: kind.type(SMALLEST_NORMAL) for kind in _NUMPY.values()}
+_THRESHOLD = {kind: np.array(SMALLEST_NORMAL, kind) for kind in _NUMPY.values()}  # arrays compare quicker than scalars
 _REAL_OF = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -154,6 +154,7 @@ class StorageBook:
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
         self._counts: dict[tuple[int, int], Count] = {}  # one object for all that are the same
+        self._parts: dict[tuple[Any, ...], Part] = {}  # by layout
 
     def of(self, tensor: Tensor) -> Record | None:
         """The record of ``tensor``'s storage; ``None`` for a tensor that has none (functorch wrappers)."""
@@ -193,10 +194,17 @@ class StorageBook:
 
     def count(self, tensor: Tensor, record: Record | None = None) -> Count | None:
         """Non-zeros of ``tensor``, counted once for each version of its values."""
-        record = record or self.of(tensor)
-        if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.is_nested:
-            return None
+        plain = self.plain(tensor)
         try:
+            if plain is not None:
+                record, layout = plain
+                part = self._parts.get(layout)
+                if part is None:
+                    part = self._parts[layout] = part_of(tensor)
+                return self.count_part(tensor, record, part)
+            record = record or self.of(tensor)
+            if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.is_nested:
+                return None
             tensor = strided(tensor)
             return self.count_part(tensor, record, part_of(tensor))
         except (RuntimeError, NotImplementedError, TypeError):  # no values to look at: fake, meta, wrapped
@@ -297,7 +305,7 @@ def _bytes(number: int) -> Any:
 
 def _nonzero_in(values: np.ndarray[Any, Any]) -> int:
     # What is no number is no zero.
-    return values.size - int(np.count_nonzero(np.abs(values) <= _THRESHOLD[values.dtype]))
+    return values.size - int(np.count_nonzero(np.less_equal(np.abs(values), _THRESHOLD[values.dtype])))
 
 
 def _nonzero_in_blocks(values: np.ndarray[Any, Any]) -> int:
