@@ -249,9 +249,7 @@ class Recorder:
             met.counts = met.step.counts(inputs, records, self.book)
         return met
 
-    def repeat(
-        self, met: Met, step: Step, inputs: Sequence[Tensor], outputs: Sequence[Tensor], place: Place
-    ) -> bool:
+    def repeat(self, met: Met, step: Step, inputs: Sequence[Tensor], outputs: Sequence[Tensor], place: Place) -> bool:
         """Add a call whose step is known, after it ran; ``False`` if its results are others than that step's."""
         before = met.records
         records = step.written(outputs, inputs, before, self.book)
