@@ -42,7 +42,8 @@ from lightning_effnn.hardware.tracing.storage import (
 
 Key = tuple[Hashable, ...]
 Counts = dict[int | None, Count | None]
-Results = tuple[tuple[tuple[Hashable, int], ...], list[Record]]
+Layouts = tuple[tuple[Hashable, int], ...]
+Results = tuple[Layouts, list[Record]]
 _LABELLED = ("share", "w_labels", "held", "reads", "writes", "operations", "labels", "constants")
 """Fields of a draft with labels in them."""
 _plain = attrgetter(*(name for name in STATE if name not in ("axes", "copies", "active")))
@@ -127,7 +128,7 @@ class Step:
         parts: which tensors it is about.
     """
 
-    results: Key
+    results: Layouts
     same: tuple[int | None, ...]
     cleared: tuple[int, ...]
     copies: bool

@@ -99,7 +99,8 @@ class _OfKnown(Generic[_Value]):
         return value
 
     def __set__(self, record: Record, value: _Value) -> None:
-        record.known = replace(record.known, **{self._name: value})
+        change: dict[str, Any] = {self._name: value}
+        record.known = replace(record.known, **change)
 
 
 @dataclass(slots=True, eq=False)
