@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lightning_effnn.recipes.benchmarks import hardware_accuracy, hardware_overhead
+from lightning_effnn.recipes.benchmarks import hardware_accuracy, hardware_overhead, trace_loop
 
 
 def test_the_accuracy_table_holds_every_chip_and_its_errors(tmp_path, capsys):
@@ -45,3 +45,10 @@ def test_the_overhead_benchmark_checks_that_weights_are_identical(tmp_path, data
 def test_the_overhead_benchmark_names_what_is_missing(tmp_path, capsys):
     assert hardware_overhead.main(["--root", str(tmp_path)]) == 2
     assert "EFFNN_DATA" in capsys.readouterr().err
+
+
+def test_the_loop_benchmark_measures_each_cell_beside_a_counter_of_torch(tmp_path):
+    assert trace_loop.main(["--steps", "3", "--hidden", "4", "--rounds", "1", "--out", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {(row["cell"], row["batch"]) for row in rows} == {(c, n) for c in trace_loop.CELLS for n in (1, 8)}
+    assert all(row["trace, times"] > 0 and row["FlopCounterMode, times"] > 0 for row in rows)

@@ -42,10 +42,11 @@ from lightning_effnn.hardware.tracing.rules import has_rule, possible_macs, rule
 from lightning_effnn.hardware.tracing.seen import Place, Seen
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Kind:
     """What is known of an operation whatever its arguments."""
 
+    func: Any  # it lives as long as this does, so that nothing else gets its identity
     name: str
     composite: bool  # made of others: look at those
     free: bool
@@ -87,6 +88,7 @@ class TraceMode(DispatchMode):
         self.unseen = 0
         self._here = Place("", 0, "forward")  # where the last operation ran that was not of a backward pass
         self._origins: dict[int, str] = {}  # module of each autograd node, by its sequence number
+        self._node = -1  # the last one that was met
 
     def tag(self, tensor: Tensor, number_format: NumberFormat) -> None:
         """Note how ``tensor`` is stored."""
@@ -106,7 +108,7 @@ class TraceMode(DispatchMode):
             return func(*args, **kwargs)
         if types and any(hasattr(t, "__tensor_flatten__") for t in types):
             return NotImplemented  # it unwraps itself, then we see what is inside
-        kind = _KINDS.get(func) or _learn(func)
+        kind = _KINDS.get(id(func)) or _learn(func)
         if kind.composite and not has_rule(kind.name) and not any(isinstance(a, Tensor) and a.is_nested for a in args):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -114,10 +116,12 @@ class TraceMode(DispatchMode):
         if branches is not None:
             with self:
                 return branches(*args, **kwargs)
+        backward = in_backward()
+        if not backward:
+            self._meet_node()
         inputs: list[Tensor] = []
         read = {name: value for name, value in kwargs.items() if name not in kind.results} if kwargs else kwargs
         arguments = signature(args, read, inputs)
-        self._meet_node()
         if kind.view and not self.simulated:
             result = func(*args, **kwargs)
             if inputs and self.recorder.holdings.follows(kind.name):
@@ -128,9 +132,9 @@ class TraceMode(DispatchMode):
         met: Met | None = None
         reason: Exception | None = None
         try:
-            place = self._place(inputs)
+            place = self._place(inputs, backward)
             if kind.recurs and not self.simulated:
-                met = self.recorder.meet_again(func, arguments, inputs, place)
+                met = self.recorder.meet_again(kind, arguments, inputs, place)
             if met is None or met.step is None:
                 seen = self.recorder.look(inputs, count=not kind.free and not self.simulated)
         except Exception as error:
@@ -143,8 +147,11 @@ class TraceMode(DispatchMode):
                 raise TypeError(f"its inputs could not be looked at ({reason})")
             if met is not None and met.step is not None:
                 outputs: list[Tensor] = []
-                _collect(result, outputs)
-                if self.recorder.repeat(met, met.step, outputs, place):
+                if type(result) is Tensor:
+                    outputs.append(result)
+                else:
+                    _collect(result, outputs)
+                if self.recorder.repeat(met, met.step, inputs, outputs, place):
                     return result
             if seen is None:
                 seen = self.recorder.look(inputs, count=not kind.free)
@@ -154,7 +161,7 @@ class TraceMode(DispatchMode):
                 raise
             if not kind.free:
                 self._unknown(str(func), sum(t.numel() for t in inputs), error)
-                self.recorder.miss(kind.name, str(func), inputs, self._place(inputs))
+                self.recorder.miss(kind.name, str(func), inputs, self._place(inputs, backward))
         return result
 
     def _note(
@@ -232,11 +239,13 @@ class TraceMode(DispatchMode):
     def _meet_node(self) -> None:
         # autograd made this operation's node just before dispatching it: the first operation to
         # see a sequence number is the one that the node belongs to.
-        if not in_backward():
-            self._origins.setdefault(next_sequence_number() - 1, self.modules.frame.name)
+        node = next_sequence_number() - 1
+        if node != self._node:
+            self._node = node
+            self._origins.setdefault(node, self.modules.frame.name)
 
-    def _place(self, inputs: list[Tensor]) -> Place:
-        if in_backward():
+    def _place(self, inputs: list[Tensor], backward: bool) -> Place:
+        if backward:
             return Place(self._origin(inputs), -1, "backward")
         frame = self.modules.frame
         if self._here.frame != frame.number:
@@ -286,7 +295,7 @@ def _while(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carried: An
 
 _BRANCHES: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while}
 """Control flow: what runs inside is looked at, the branch that is taken."""
-_KINDS: dict[Any, _Kind] = {}
+_KINDS: dict[int, _Kind] = {}  # by the identity of the operation, whose own hash is slow
 _NO_WORK = ("prim", "fsdp", "c10d", "_c10d_functional", "c10d_functional")
 """Namespaces of what is none of an inference's work: bookkeeping, and weights sent between training processes."""
 
@@ -295,7 +304,7 @@ def _learn(func: Any) -> _Kind:
     schema = getattr(func, "_schema", None)
     if schema is None:  # a higher-order operator
         name = str(getattr(func, "name", lambda: func)())
-        kind = _Kind(name, False, False, False, handler_of(func, name), (), (), (), *[False] * 5)
+        kind = _Kind(func, name, False, False, False, handler_of(func, name), (), (), (), *[False] * 5)
     else:
         namespace, _, name = schema.name.partition("::")
         name = name if name.startswith("__") else name.rstrip("_")
@@ -305,6 +314,7 @@ def _learn(func: Any) -> _Kind:
         results = tuple(a.name for a in schema.arguments if a.is_out)
         plain = namespace == "aten" and not results and handler is not handlers_mac.grouped  # it reads how many rows
         kind = _Kind(
+            func=func,
             name=known,
             composite=is_composite(func),
             free=free,
@@ -319,7 +329,7 @@ def _learn(func: Any) -> _Kind:
             fills=known in tables.FACTORIES | tables.NEW | tables.LIKE and known not in tables.RANDOM,
             recurs=plain and (free or handler is not None),
         )
-    _KINDS[func] = kind
+    _KINDS[id(func)] = kind
     return kind
 
 

@@ -204,15 +204,16 @@ def _all_have(label: Label, rows: int) -> bool:
 def finish(drafts: list[Draft], deployment: Deployment) -> tuple[Operation, ...]:
     """Drop work on constants, fuse, merge repeated operations, and fetch the densities."""
     training = any(draft.phase == "backward" for draft in drafts)  # a step prepares its constants anew
+    finisher = _Finisher(deployment)
     ordered: list[tuple[Draft, int | None]] = []
     places: dict[int, int] = {}
     for draft in drafts:
         if not (training or draft.charged()):
             continue
         at, saved = len(ordered), None
-        host = drafts[draft.previous] if draft.previous is not None else None
+        host = drafts[draft.previous] if draft.fusable and draft.previous is not None else None
         if host is not None and id(host) in places:
-            saved = _handed_on(draft, host, deployment)
+            saved = finisher.handed_on(draft, host)
             if saved is not None and _is_bias(draft, host, deployment):
                 host.o_format, host.o_count = draft.o_format, draft.o_count
                 host.readers, places[id(draft)] = draft.readers, places[id(host)]
@@ -223,11 +224,10 @@ def finish(drafts: list[Draft], deployment: Deployment) -> tuple[Operation, ...]
                     places = {key: place + (place >= at) for key, place in places.items()}
         places[id(draft)] = at
         ordered.insert(at, (draft, saved))
-    finisher = _Finisher(deployment)
     groups: dict[tuple[int | None, int], list[tuple[Draft, int | Fraction]]] = {}
     for draft, saved in ordered:
         fields, times = finisher.fields(draft, saved)
-        frame = None if any(label.verdict for label, _, _, _ in draft.share) else draft.frame
+        frame = None if draft.share and any(label.verdict for label, _, _, _ in draft.share) else draft.frame
         groups.setdefault((frame, fields), []).append((draft, times))
     return tuple(finisher.operation(fields, group) for (_, fields), group in groups.items())
 
@@ -245,6 +245,17 @@ class _Finisher:
         self._fields: list[tuple[Any, ...]] = []  # by number
         self._known: dict[tuple[Any, ...], tuple[int, int | Fraction]] = {}
         self._made: dict[tuple[Any, ...], Operation] = {}
+        self._alone: dict[tuple[Any, ...], Operation] = {}  # by the identity of the counts
+        self._handed: dict[int, int] = {}  # elements by the identity of their size
+
+    def handed_on(self, draft: Draft, host: Draft) -> int | None:
+        """Elements that need not be read because the operation before hands them on; ``None`` if not fused."""
+        if host.readers != 1 or draft.handed is None:
+            return None
+        key = id(draft.handed)
+        if key not in self._handed:
+            self._handed[key] = self._deployment.scaled(draft.handed)
+        return self._handed[key]
 
     def fields(self, draft: Draft, saved: int | None) -> tuple[int, int | Fraction]:
         """The number of the fields that an operation has, and how often it runs."""
@@ -259,6 +270,15 @@ class _Finisher:
 
     def operation(self, number: int, group: list[tuple[Draft, int | Fraction]]) -> Operation:
         """What operations with the same fields are together."""
+        if len(group) > 1:
+            return self._together(number, group)
+        draft, times = group[0]
+        same = number, id(draft.w_count), id(draft.i_count), id(draft.o_count), times
+        if same not in self._alone:
+            self._alone[same] = self._together(number, group)
+        return self._alone[same]
+
+    def _together(self, number: int, group: list[tuple[Draft, int | Fraction]]) -> Operation:
         times = sum([times for _, times in group])
         made = (
             number,
@@ -279,13 +299,6 @@ class _Finisher:
                 repeats=repeats,
             )
         return self._made[made]
-
-
-def _handed_on(draft: Draft, host: Draft, deployment: Deployment) -> int | None:
-    """Elements that need not be read because the operation before hands them on; ``None`` if not fused."""
-    if not draft.fusable or host.readers != 1 or draft.handed is None:
-        return None
-    return deployment.scaled(draft.handed)
 
 
 def _is_bias(draft: Draft, host: Draft, deployment: Deployment) -> bool:

@@ -34,6 +34,7 @@ class Holdings:
         self._merged: dict[int, int] = {}  # extents that hold the batch and what is in it, and the batch's
         self.graphs = 0
         self._expanded = WeakIdKeyDictionary()
+        self._marked = False  # whether that had anything in it
 
     def see(self, batch: Batch) -> None:
         """Take the tensors of the example as what holds the batch."""
@@ -58,7 +59,7 @@ class Holdings:
 
     def marks(self, tensors: Sequence[Tensor]) -> bool:
         """Whether one of these was expanded in a batch of one, which its memory doesn't tell."""
-        return bool(self._expanded) and any(tensor in self._expanded for tensor in tensors)
+        return self._marked and any(tensor in self._expanded for tensor in tensors)
 
     def made(self, call: Call, result: Tensor) -> tuple[Axis, ...]:
         """Axes that a tensor made from sizes or constants alone may have."""
@@ -142,6 +143,7 @@ class Holdings:
             if new and all(size in self.sizes for size in new):  # what expands something else isn't for the batch
                 axis = Axis(Label(1), NOWHERE, 1, 1)
         if axis is not None:
+            self._marked = True
             for result in results:
                 self._expanded[result] = axis
 

@@ -8,6 +8,10 @@ Labels are in the key by what they are (size, verdict) and by which of them are 
 a state of zeros made anew in each step has a new label each time, and its calls are the same all the same. The
 labels of a step are then exchanged for those of the call. A call that changes what is known of labels (joins two,
 refutes one) makes no step: it is looked at each time.
+
+Such a key takes as long as a small operation, so a step is found by a shorter one where it can be: a loop that has
+settled hands the same :class:`Known` on from step to step, and which objects those are tells all about them, while
+their labels are what they were (:meth:`Found.holds`).
 """
 
 from __future__ import annotations
@@ -17,23 +21,54 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_effnn.hardware.tracing import tables
 from lightning_effnn.hardware.tracing.axes import Axis, Label
 from lightning_effnn.hardware.tracing.drafts import Draft, Read
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product
 from lightning_effnn.hardware.tracing.seen import Place, Seen
-from lightning_effnn.hardware.tracing.storage import STATE, Count, Part, Record, StorageBook, is_counted, part_of
+from lightning_effnn.hardware.tracing.storage import (
+    NOTHING_KNOWN,
+    STATE,
+    Count,
+    Known,
+    Part,
+    Record,
+    StorageBook,
+    is_counted,
+    part_of,
+)
 
 Key = tuple[Hashable, ...]
 Counts = dict[int | None, Count | None]
-Results = tuple[tuple[tuple[Hashable, int], ...], list[Record]]
+Layouts = tuple[tuple[Hashable, int], ...]
+Results = tuple[Layouts, list[Record]]
 _LABELLED = ("share", "w_labels", "held", "reads", "writes", "operations", "labels", "constants")
 """Fields of a draft with labels in them."""
-_values = attrgetter(*STATE)
-_BLANK = _values(Record(None))  # type: ignore[arg-type]
 _plain = attrgetter(*(name for name in STATE if name not in ("axes", "copies", "active")))
+
+
+@dataclass(slots=True, eq=False)
+class Found:
+    """A step that was found by its key.
+
+    Attributes:
+        key: from :func:`key_of`.
+        roots: the labels in it.
+        step: what the call leads to.
+    """
+
+    key: Key
+    roots: tuple[Label, ...]
+    step: Step
+
+    def holds(self) -> bool:
+        """Whether nothing has been learnt of the labels since then."""
+        for label, traits in zip(self.roots, self.key[-1], strict=True):  # type: ignore[call-overload]
+            if label.root is not label or _traits_of(label) != traits:
+                return False
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -80,20 +115,21 @@ class Step:
 
     Attributes:
         results: from :func:`results_of`.
+        same: for each result, the input that it is, if it is the very same tensor.
         cleared: inputs whose values are overwritten.
         copies: whether the result has the values of the first input, in another order of memory.
         tainted: whether it reads what depends on the batch.
         blank: ``states``, ``draft`` and ``sizes`` with labels of their own for the call's.
         labels: those that stand in ``blank`` for the labels of the key; all others the call makes anew each time.
         roots: the call's labels in the three.
-        states: what is known of each result's storage afterwards, in the order of ``STATE``; ``None`` where that is
-            what was known.
+        states: what is known of each result's storage afterwards; ``None`` where that is what was known.
         draft: the operation, if it costs anything.
         sizes: how much it reads of each storage.
         parts: which tensors it is about.
     """
 
-    results: Key
+    results: Layouts
+    same: tuple[int | None, ...]
     cleared: tuple[int, ...]
     copies: bool
     tainted: bool
@@ -112,6 +148,29 @@ class Step:
         names = dict(zip(self.labels, roots, strict=True))
         self.states, self.draft, self.sizes = _with_names(*self.blank, names)
         self.roots = roots if len(names) == len(roots) else None
+
+    def written(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], before: Sequence[Record], book: StorageBook
+    ) -> list[Record] | None:
+        """The storages of a call's results; ``None`` if those are others than this step's."""
+        if len(outputs) != len(self.results):
+            return None
+        records: list[Record] = []
+        for tensor, n, (layout, at) in zip(outputs, self.same, self.results, strict=True):
+            if n is not None and tensor is inputs[n]:
+                records.append(before[n])
+                continue
+            plain = book.plain(tensor)
+            if plain is None or plain[1] != layout:
+                return None
+            record = plain[0]
+            records.append(record)
+            if at >= 0:
+                if record is not before[at]:
+                    return None
+            elif records.index(record) != -1 - at or not _is_new(record, before):
+                return None
+        return records
 
     def counts(self, inputs: Sequence[Tensor], records: Sequence[Record], book: StorageBook) -> Counts:
         """Non-zeros of what it reads, before that may be overwritten."""
@@ -135,11 +194,12 @@ def signature(args: Sequence[Any], kwargs: dict[str, Any], inputs: list[Tensor])
     """Arguments as part of a key; the tensors among them are appended to ``inputs``, in their order."""
     parts: list[Hashable] = []
     for value in args:
-        if type(value) is Tensor:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
             inputs.append(value)
             parts.append(Tensor)
         else:
-            parts.append(value if type(value) is int or value is None else _signed(value, inputs))
+            parts.append(value if kind is int or value is None else _signed(value, inputs))
     if kwargs:
         parts.append(_signed(kwargs, inputs))
     return tuple(parts)
@@ -156,32 +216,50 @@ def _signed(value: Any, inputs: list[Tensor]) -> Hashable:
     return value if type(value) is int or value is None else (type(value), value)
 
 
-def key_of(
-    func: Any, arguments: Hashable, inputs: Sequence[Tensor], book: StorageBook, place: Place, sizes: Hashable
-) -> Met | None:
-    """All that decides what a call leads to; ``None`` if it reads what is more than plain memory.
+def short_key_of(
+    kind: Hashable, arguments: Hashable, inputs: Sequence[Tensor], book: StorageBook, place: Place
+) -> tuple[Key, list[Record]] | None:
+    """What decides what a call leads to, as long as what is known of labels and extents stays as it is.
 
     Args:
-        func: the operation.
+        kind: the operation.
         arguments: its :func:`signature`.
         inputs: the tensors that it reads.
         book: knows their storages.
         place: where it runs.
-        sizes: extents that may be the batch.
+
+    Returns:
+        The key, in which what is known of each storage is one object, and the records of the storages; ``None`` if
+        it reads what is more than plain memory.
     """
-    parts: list[Hashable] = [func, arguments, place.name, place.phase, sizes]
-    labels: list[Label] = []
+    parts: list[Hashable] = [kind, arguments, place.name, place.phase]
     records: list[Record] = []
     for tensor in inputs:
         plain = book.plain(tensor)
         if plain is None:
             return None
-        records.append(plain[0])
-        parts += (plain[1], _state(plain[0], labels))
-    if len(inputs) > 1:  # which of them are the same
+        record, layout = plain
+        records.append(record)
+        parts.append(layout)
+        parts.append(record.known)
+    if len(records) > 1:  # which of them are the same
         tensors = [id(tensor) for tensor in inputs]
         parts += map(tensors.index, tensors)
         parts += map(records.index, records)
+    return tuple(parts), records
+
+
+def key_of(short: Key, records: list[Record], sizes: Hashable) -> Met:
+    """All that decides what a call leads to, each thing by what it is.
+
+    Args:
+        short: from :func:`short_key_of`.
+        records: what is known of the storages that are read.
+        sizes: extents that may be the batch.
+    """
+    labels: list[Label] = []
+    parts: list[Hashable] = [sizes]
+    parts += [_state(part, labels) if isinstance(part, Known) else part for part in short]
     roots: tuple[Label, ...] = ()
     if labels:
         each = [label.root for label in labels]
@@ -216,10 +294,14 @@ def results_of(outputs: Sequence[Tensor], before: Sequence[Record], book: Storag
             at = before.index(record)
         else:
             at = -1 - records.index(record)
-            if record.producer is not None or _values(record) != _BLANK:
+            if not _is_new(record, before):
                 return None
         found.append((layout, at))
     return tuple(found), records
+
+
+def _is_new(record: Record, before: Sequence[Record]) -> bool:
+    return record.producer is None and record.known is NOTHING_KNOWN and record not in before
 
 
 def step_of(
@@ -246,7 +328,7 @@ def step_of(
     if parts is None:
         return None
     states = [
-        None if at >= 0 and not any(tensor is w for w in call.written) else _values(record)
+        None if at >= 0 and not any(tensor is w for w in call.written) else record.known
         for tensor, record, (_, at) in zip(call.outputs, results[1], results[0], strict=True)
     ]
     labels = tuple(Label(root.size, root.verdict, root.given) for root in met.roots)
@@ -256,7 +338,11 @@ def step_of(
         return None  # no label that the call made
     overwritten = call.overwritten()
     cleared = tuple(n for n, t in enumerate(call.inputs) if any(t is w for w in overwritten))
-    return Step(results[0], cleared, call.name in tables.COPIES, seen.tainted, blank, labels, parts)
+    same = tuple(
+        at if at >= 0 and tensor is call.inputs[at] else None
+        for tensor, (_, at) in zip(call.outputs, results[0], strict=True)
+    )
+    return Step(results[0], same, cleared, call.name in tables.COPIES, seen.tainted, blank, labels, parts)
 
 
 def _parts_of(met: Met, call: Call, seen: Seen, piece: Piece, draft: Draft) -> _Parts | None:
@@ -310,6 +396,8 @@ def _renamed(value: Any, names: dict[Label, Label]) -> Any:
         return names[root]
     if isinstance(value, Axis):
         return Axis(_renamed(value.label, names), value.stride, value.size, value.whole)
+    if isinstance(value, Known):
+        return Known(*[_renamed(getattr(value, name), names) for name in STATE])
     if isinstance(value, Read):
         held, active = _renamed(value.held, names), _renamed(value.active, names)
         return Read(value.key, value.name, value.elements, value.count, value.format, held, active)
@@ -320,10 +408,10 @@ def _renamed(value: Any, names: dict[Label, Label]) -> Any:
     return value
 
 
-def _state(record: Record, labels: list[Label]) -> Key:
+def _state(known: Known, labels: list[Label]) -> Key:
     """What is known of a storage, its labels left out; they are appended to ``labels``."""
-    plain = _plain(record)
-    copies, axes, active = record.copies, record.axes, record.active
+    plain = _plain(known)
+    copies, axes, active = known.copies, known.axes, known.active
     if not axes and not active and copies is None:
         return plain
     lines = axes if copies is None else (*axes, copies)
@@ -334,7 +422,11 @@ def _state(record: Record, labels: list[Label]) -> Key:
 
 
 def _traits(roots: Sequence[Label]) -> Key:
-    return tuple([(root.size, root.verdict, root.given, root.mixed) for root in roots])
+    return tuple([_traits_of(root) for root in roots])
+
+
+def _traits_of(root: Label) -> Key:
+    return root.size, root.verdict, root.given, root.mixed
 
 
 def _again(read: Read, record: Record, count: Count | None) -> Read:

@@ -16,7 +16,17 @@ from lightning_effnn.hardware.tracing.constants import reads
 from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size, Source
 from lightning_effnn.hardware.tracing.flow import filled, inherit_axes
 from lightning_effnn.hardware.tracing.holdings import Holdings
-from lightning_effnn.hardware.tracing.memo import Key, Met, Results, Step, key_of, results_of, step_of
+from lightning_effnn.hardware.tracing.memo import (
+    Found,
+    Key,
+    Met,
+    Results,
+    Step,
+    key_of,
+    results_of,
+    short_key_of,
+    step_of,
+)
 from lightning_effnn.hardware.tracing.modules import clean_name
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector
 from lightning_effnn.hardware.tracing.seen import Place, Seen
@@ -31,6 +41,7 @@ from lightning_effnn.hardware.tracing.storage import (
 _LOSS_INPUT = "_log_softmax"  # cross entropy is this and nll_loss
 _NOTHING: tuple[Spot, ...] = ()
 _NEVER: Any = object()
+_MOST_FOUND = 4096  # steps in a loop; where labels are made anew in each, what was found is never found again
 
 
 class Recorder:
@@ -51,6 +62,8 @@ class Recorder:
         self._cutting: set[doubts.Where] = set()  # where merged rows are cut elsewhere than between samples
         self._reading = ""  # what a module said of the axes
         self._steps: dict[Key, Step | None] = {}  # by call; of one that came once it is None
+        self._found: dict[Key, Found] = {}  # by the short key
+        self._extents: tuple[object, ...] = ()  # those that are known since then
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
         self.holdings = Holdings(self.book)
@@ -76,17 +89,18 @@ class Recorder:
         for name, tensor in module._parameters.items():
             if tensor is None:
                 continue
-            whole = f"{owner}.{name}".lstrip(".")
-            if whole not in self._constants:  # tied, or a module made on the fly
-                continue
             record = self.book.of(tensor)
-            if record is not None and record.parameter is None and isinstance(tensor, nn.Parameter):
+            if record is None or record.parameter is not None or not isinstance(tensor, nn.Parameter):
+                continue
+            whole = f"{owner}.{name}".lstrip(".")
+            if whole in self._constants:  # it is not tied, and the module was not made on the fly
                 record.parameter = whole
 
     def see_batch(self, batch: Batch) -> None:
         """Take these tensors as the batch: what depends on them is rescaled."""
         self.batch = batch
         self._steps.clear()
+        self._found.clear()
         self.holdings.see(batch)
 
     def hear(self, name: str, tensor: Tensor) -> None:
@@ -201,56 +215,70 @@ class Recorder:
             seen.sources = list(sizes.values())
         return seen
 
-    def meet_again(self, func: Any, arguments: Hashable, inputs: Sequence[Tensor], place: Place) -> Met | None:
+    def meet_again(self, kind: Hashable, arguments: Hashable, inputs: Sequence[Tensor], place: Place) -> Met | None:
         """Know a call that is about to run from one that ran before, and count what it may overwrite.
 
         Args:
-            func: the operation.
+            kind: the operation.
             arguments: its signature.
             inputs: what it reads.
             place: where it runs.
         """
         if self.holdings.marks(inputs):
             return None
-        met = key_of(func, arguments, inputs, self.book, place, self.holdings.extents())
-        if met is None:
+        keyed = short_key_of(kind, arguments, inputs, self.book, place)
+        if keyed is None:
             return None
+        extents = self.holdings.extents()
+        if extents != self._extents or len(self._found) > _MOST_FOUND:
+            self._found.clear()
+            self._extents = extents
+        short, records = keyed
         try:
-            met.step = self._steps.get(met.key, _NEVER)
+            found = self._found.get(short)
         except TypeError:  # an argument has no hash, such as a size that isn't a number yet
             return None
-        if met.step is _NEVER:
-            self._steps[met.key] = met.step = None
-            return None
+        if found is not None and found.holds():
+            met = Met(found.key, found.roots, records, found.step)
+        else:
+            met = key_of(short, records, extents)
+            met.step = self._steps.get(met.key, _NEVER)
+            if met.step is _NEVER:
+                self._steps[met.key] = met.step = None
+                return None
+            if met.step is not None:
+                self._found[short] = Found(met.key, met.roots, met.step)
         if met.step is not None:
-            met.counts = met.step.counts(inputs, met.records, self.book)
+            met.counts = met.step.counts(inputs, records, self.book)
         return met
 
-    def repeat(self, met: Met, step: Step, outputs: Sequence[Tensor], place: Place) -> bool:
+    def repeat(self, met: Met, step: Step, inputs: Sequence[Tensor], outputs: Sequence[Tensor], place: Place) -> bool:
         """Add a call whose step is known, after it ran; ``False`` if its results are others than that step's."""
-        results = results_of(outputs, met.records, self.book)
-        if results is None or results[0] != step.results:
+        before = met.records
+        records = step.written(outputs, inputs, before, self.book)
+        if records is None:
             return False
         step.take(met.roots)
         draft = None if step.draft is None else step.draft_of(met, place)
-        sources = [(met.records[n].producer, size) for n, size in zip(step.parts.sources, step.sizes, strict=True)]
-        producer = next((r.producer for r in met.records if r.producer is not None), None)
+        sources: list[Source] = []
+        if draft is not None:
+            sources = [(before[n].producer, size) for n, size in zip(step.parts.sources, step.sizes, strict=True)]
         for n in step.cleared:
-            met.records[n].counts.clear()
-        for record in met.records:
+            before[n].counts.clear()
+        for record in before:
             record.module = place.name
-        for record, state in zip(results[1], step.states, strict=True):
-            if state is not None:
-                record.know(state)
-                if record not in met.records:
-                    record.producer = producer
-                    record.values = met.records[0].identity if step.copies else 0
+        for record, known in zip(records, step.states, strict=True):
+            if known is not None:
+                record.known = known
+                if record not in before:
+                    record.producer = next((r.producer for r in before if r.producer is not None), None)
+                    record.values = before[0].identity if step.copies else 0
         if draft is not None:
             if step.parts.output is not None:
                 n, part = step.parts.output
-                draft.o_count = self.book.count_part(outputs[n], results[1][n], part)
+                draft.o_count = self.book.count_part(outputs[n], records[n], part)
             self._add(draft, step.tainted, sources)
-            self._wrote(results[1], sources)
+            self._wrote(records, sources)
         return True
 
     def _remember(
@@ -264,6 +292,8 @@ class Recorder:
     ) -> None:
         if len(pieces) > 1 or any(isinstance(p, Vector) and (p.loss or p.kind == "unknown") for p in pieces):
             return
+        if met.step is not None:
+            self._found.clear()
         self._steps[met.key] = step_of(met, results, call, seen, *zip(pieces, drafts, strict=False))
 
     def record(self, call: Call, seen: Seen, pieces: Sequence[Piece], place: Place, met: Met | None = None) -> None:
@@ -316,8 +346,13 @@ class Recorder:
         self._inherit(call, seen, None, False)
 
     def _add(self, draft: Draft, tainted: bool, sources: Sequence[Source]) -> None:
-        draft.previous = self._last_tainted if tainted else self._last
-        draft.handed = next((size for producer, size in sources if producer == draft.previous), None)
+        draft.previous = before = self._last_tainted if tainted else self._last
+        for producer, size in sources:
+            if producer == before:
+                draft.handed = size
+                break
+        else:
+            draft.handed = None
         self._last = len(self.drafts)
         self._last_tainted = self._last if tainted else self._last_tainted
         self.drafts.append(draft)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ arXiv 2006.03463."""
 _BLOCK = 1 << 16  # elements; half a megabyte at most
 _SMALL = 1 << 12
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
-_THRESHOLD = {kind: kind.type(SMALLEST_NORMAL) for kind in _NUMPY.values()}
+_THRESHOLD = {kind: np.array(SMALLEST_NORMAL, kind) for kind in _NUMPY.values()}  # arrays compare quicker than scalars
 _REAL_OF = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -53,41 +53,85 @@ class Count:
         return int(self.nonzero) / self.total if self.total else 1.0
 
 
-@dataclass(slots=True, eq=False)
-class Record:
-    """What is known of one storage.
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What of a storage decides what an operation that reads it leads to.
+
+    It never changes, so that storages of which the same is known share one, and one look tells that they do.
 
     Attributes:
-        weak: keeps the address taken, not the data.
         format: how its values are stored, where a quantiser has said so.
         tainted: whether the values depend on the example batch.
         drawn: whether they are random numbers.
-        producer: index of the recorded operation that wrote the present values.
         parameter: name of the parameter or buffer it is, or is computed from alone.
         parts: where each parameter begins, where several share the memory (recurrent layers on an accelerator).
         computed: whether it is computed from it.
-        values: identity of the record whose values these are too, in another order of memory; 0 for its own.
         axes: where the batch lies in it.
         copies: an axis along which an expanded tensor was written out: its rows are all the same.
         active: axes along which products were done to make it: if one is the batch, it is no constant.
+    """
+
+    format: NumberFormat | None = None
+    tainted: bool = False
+    drawn: bool = False
+    parameter: str | None = None
+    parts: tuple[tuple[int, str], ...] = ()
+    computed: bool = False
+    axes: tuple[Axis, ...] = ()
+    copies: Axis | None = None
+    active: tuple[Label, ...] = ()
+
+
+NOTHING_KNOWN = Known()
+"""What is known of a new storage."""
+STATE = tuple(f.name for f in fields(Known))
+_Value = TypeVar("_Value")
+
+
+class _OfKnown(Generic[_Value]):
+    """An attribute of :class:`Known`, read and changed at a record."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, record: Record, owner: type) -> _Value:
+        value: _Value = getattr(record.known, self._name)
+        return value
+
+    def __set__(self, record: Record, value: _Value) -> None:
+        change: dict[str, Any] = {self._name: value}
+        record.known = replace(record.known, **change)
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One storage: what is known of it, which it may share with others, and what is its own.
+
+    Attributes:
+        weak: keeps the address taken, not the data.
+        known: see there; each part of it can be read and changed here too.
+        producer: index of the recorded operation that wrote the present values.
+        values: identity of the record whose values these are too, in another order of memory; 0 for its own.
         module: name of the module call that last touched it.
         counts: non-zeros of the present values, by the part of the storage looked at.
     """
 
     weak: StorageWeakRef
-    format: NumberFormat | None = None
-    tainted: bool = False
-    drawn: bool = False
+    known: Known = NOTHING_KNOWN
     producer: int | None = None
-    parameter: str | None = None
-    parts: tuple[tuple[int, str], ...] = ()
-    computed: bool = False
     values: int = 0
-    axes: tuple[Axis, ...] = ()
-    copies: Axis | None = None
-    active: tuple[Label, ...] = ()
     module: str = ""
     counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
+
+    format = _OfKnown["NumberFormat | None"]()
+    tainted = _OfKnown[bool]()
+    drawn = _OfKnown[bool]()
+    parameter = _OfKnown["str | None"]()
+    parts = _OfKnown[tuple[tuple[int, str], ...]]()
+    computed = _OfKnown[bool]()
+    axes = _OfKnown[tuple[Axis, ...]]()
+    copies = _OfKnown["Axis | None"]()
+    active = _OfKnown[tuple[Label, ...]]()
 
     def name_of(self, tensor: Tensor) -> str:
         """The parameter that a tensor in this memory is, or is computed from; empty if there is none."""
@@ -100,15 +144,6 @@ class Record:
         """The same for all storages that hold the same values, in whatever order."""
         return self.values or id(self)
 
-    def know(self, state: tuple[Any, ...]) -> None:
-        """Take what is known of another storage, in the order of :data:`STATE`."""
-        for name, value in zip(STATE, state, strict=True):
-            setattr(self, name, value)
-
-
-STATE = tuple(f.name for f in fields(Record) if f.name not in ("weak", "values", "producer", "module", "counts"))
-"""What of a record decides what an operation that reads the storage leads to; the others are each storage's own."""
-
 
 Part = tuple[tuple[Any, ...], int]
 """Which part of a storage a tensor is, and how many elements that has."""
@@ -120,6 +155,7 @@ class StorageBook:
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
         self._counts: dict[tuple[int, int], Count] = {}  # one object for all that are the same
+        self._parts: dict[tuple[Any, ...], Part] = {}  # by layout
 
     def of(self, tensor: Tensor) -> Record | None:
         """The record of ``tensor``'s storage; ``None`` for a tensor that has none (functorch wrappers)."""
@@ -137,17 +173,20 @@ class StorageBook:
         kind = type(tensor)
         if kind is not Tensor and kind is not nn.Parameter:
             return None
-        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        if tensor.is_meta:
             return None
-        try:
-            key, storage = storage_key(tensor)
+        try:  # what is sparse, packed or nested has no strides or no storage of its own
+            storage = tensor.untyped_storage()
+            layout = (
+                tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, storage.nbytes(), tensor.device,
+            )  # fmt: skip
         except (NotImplementedError, RuntimeError):
             return None
-        record = self._records.get(key) or self.of(tensor)
+        key = storage._cdata
+        record = self._records.get(key)
         if record is None:
-            return None
-        shape, stride = tensor.shape, tensor.stride()
-        return record, (shape, stride, tensor.storage_offset(), tensor.dtype, storage.nbytes(), tensor.device)
+            record = self._records[key] = Record(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        return record, layout
 
     def format_of(self, tensor: Tensor) -> NumberFormat:
         """The tag of ``tensor``, else the format of its dtype."""
@@ -156,10 +195,17 @@ class StorageBook:
 
     def count(self, tensor: Tensor, record: Record | None = None) -> Count | None:
         """Non-zeros of ``tensor``, counted once for each version of its values."""
-        record = record or self.of(tensor)
-        if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.is_nested:
-            return None
+        plain = self.plain(tensor)
         try:
+            if plain is not None:
+                record, layout = plain
+                part = self._parts.get(layout)
+                if part is None:
+                    part = self._parts[layout] = part_of(tensor)
+                return self.count_part(tensor, record, part)
+            record = record or self.of(tensor)
+            if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.is_nested:
+                return None
             tensor = strided(tensor)
             return self.count_part(tensor, record, part_of(tensor))
         except (RuntimeError, NotImplementedError, TypeError):  # no values to look at: fake, meta, wrapped
@@ -170,7 +216,7 @@ class StorageBook:
         key, total = part
         if record is not None and key in record.counts:
             return record.counts[key]
-        nonzero = _nonzero(tensor, len(key) == 1) if total else 0
+        nonzero = _nonzero(tensor, len(key) == 1, total) if total else 0
         if isinstance(nonzero, int):
             count = self._counts.get((nonzero, total))
             if count is None:
@@ -228,30 +274,29 @@ def _part(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
-def _nonzero(tensor: Tensor, whole: bool) -> Tensor | int:
-    """Non-zeros of a tensor, or of a whole storage."""
+def _nonzero(tensor: Tensor, whole: bool, number: int) -> Tensor | int:
+    """Non-zeros of a tensor with that many stored elements, or of a whole storage."""
     if not whole or tensor.is_complex():
         tensor = compact(tensor)
     kind = _NUMPY.get(tensor.dtype)
     if kind is not None and tensor.is_cpu and not tensor.is_neg():
-        number = tensor.numel()
         if whole or tensor.is_contiguous():  # its values lie next to each other, in whatever order
-            values = np.ndarray(number, kind, _memory(tensor, number))
+            values = np.ndarray(number, kind, _memory(tensor, number * kind.itemsize))
             return _nonzero_in(values) if number <= _SMALL else _nonzero_in_blocks(values)
         if number <= _SMALL:
             shape, strides = tensor.shape, tensor.stride()
             extent = sum([(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]) + 1
             steps = [kind.itemsize * stride for stride in strides]
-            return _nonzero_in(np.ndarray(shape, kind, _memory(tensor, extent), 0, steps))
+            return _nonzero_in(np.ndarray(shape, kind, _memory(tensor, kind.itemsize * extent), 0, steps))
     tensor = tensor.detach()
     if not tensor.is_floating_point():
         return torch.count_nonzero(tensor)
     return torch.count_nonzero(~(tensor.abs() <= SMALLEST_NORMAL))  # so that what is no number is no zero
 
 
-def _memory(tensor: Tensor, elements: int) -> Any:
+def _memory(tensor: Tensor, size: int) -> Any:
     """The memory of a tensor, to be read while it lives; ``Tensor.numpy`` would forbid FSDP to free it afterwards."""
-    return _bytes(elements * tensor.element_size()).from_address(tensor.data_ptr())
+    return _bytes(size).from_address(tensor.data_ptr())
 
 
 @lru_cache(maxsize=1024)
@@ -261,7 +306,7 @@ def _bytes(number: int) -> Any:
 
 def _nonzero_in(values: np.ndarray[Any, Any]) -> int:
     # What is no number is no zero.
-    return values.size - int(np.count_nonzero(np.abs(values) <= _THRESHOLD[values.dtype]))
+    return values.size - int(np.count_nonzero(np.less_equal(np.abs(values), _THRESHOLD[values.dtype])))
 
 
 def _nonzero_in_blocks(values: np.ndarray[Any, Any]) -> int:
