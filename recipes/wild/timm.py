@@ -56,17 +56,17 @@ def train(callbacks: list[Any]) -> Any:
     images = torch.from_numpy(pixels / 16).float().view(-1, 1, 8, 8)
     images = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
     data, cut = TensorDataset(images, torch.from_numpy(labels)), 1300
-    loaders = [
+    training, validation = (
         DataLoader(torch.utils.data.Subset(data, range(cut)), batch_size=64, shuffle=True, drop_last=True),
         DataLoader(torch.utils.data.Subset(data, range(cut, len(data))), batch_size=100),
-    ]
+    )
     model = Classifier()
     trainer = L.Trainer(
         max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=callbacks,
     )  # fmt: skip
-    trainer.fit(model, *loaders)
-    (found,) = trainer.validate(model, loaders[1], verbose=False)
+    trainer.fit(model, training, validation)
+    (found,) = trainer.validate(model, validation, verbose=False)
     return Trained(model, trainer, float(found["accuracy"]))
 
 

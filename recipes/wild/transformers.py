@@ -52,18 +52,18 @@ def train(callbacks: list[Any]) -> Any:
     tokens = torch.tensor(list(text))
     parts = tokens[: len(tokens) // 64 * 64].view(-1, 64)
     held_out = torch.arange(len(parts)) % 8 == 7
-    loaders = [
+    training, validation = (
         DataLoader(TensorDataset(parts[~held_out]), batch_size=16, shuffle=True),
         DataLoader(TensorDataset(parts[held_out]), batch_size=16),
-    ]
+    )
     config = GPT2Config(vocab_size=128, n_positions=64, n_embd=64, n_layer=2, n_head=4)
     model = GPT2(config)
     trainer = L.Trainer(
         max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=callbacks,
     )  # fmt: skip
-    trainer.fit(model, *loaders)
-    (found,) = trainer.validate(model, loaders[1], verbose=False)
+    trainer.fit(model, training, validation)
+    (found,) = trainer.validate(model, validation, verbose=False)
     return Trained(model, trainer, float(found["val_loss"]))
 
 
