@@ -201,7 +201,7 @@ class LowPrecisionSearch(RoundingCallback):
         self.search = self._attached(pl_module, round((end - start) * steps / COMPARE_EVERY))
         where = "validation batches" if self._held_out.validation else "training batches, for there are no others"
         self._say(f"chooses the bits of {', '.join(self.search.options)} by the loss of {where}")
-        self.search.survey(run, self.cost, self.accelerator)
+        self.search.survey(run, self.cost, self.accelerator, held_out)
         if trainer.world_size > 1:  # each process has seen a batch of its own
             self.search.load_state_dict(trainer.strategy.broadcast(self.search.state_dict()))
         return self.search

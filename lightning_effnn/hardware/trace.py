@@ -146,7 +146,7 @@ class Tracer:
         model: the module that names come from; any part of it may be called.
         batch_size: inferences the trace shall describe (deployment), at least 1.
         example: the batch that will run: any nest of tensors, mappings, sequences, dataclasses and
-            torch-geometric data. If ``None``, the arguments of the first module called.
+            torch-geometric data. If ``None``, or without a tensor in it, the arguments of the first module called.
         batch_dim: axis of the batch in the example's tensors; found if ``None``.
         inferences: how many inferences the example holds; found if ``None``.
         strict: let an exception out that is raised in looking at an operation, instead of listing the operation
@@ -213,7 +213,7 @@ class Tracer:
         self._leaves: list[LeafDraft] = []
         modules = ModuleStack(self.model, self._enter_module, self._leave_module)
         self._mode = TraceMode(self._recorder, modules, self.strict)
-        if batch is not None:
+        if batch is not None and batch.tensors:
             self._recorder.see_batch(batch)
         with ExitStack() as stack:  # undone at once if one of these fails
             show_all(stack)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_effnn._autograd import quick_apply
 from lightning_effnn._torch import in_backward
 from lightning_effnn.formats import FP32, NumberFormat
-from lightning_effnn.formats.tagging import listeners, simulated, tag
+from lightning_effnn.formats.tagging import aside, listeners, simulated, tag
 from lightning_effnn.quantization.clipping import (
     MAX_SCALE,
     MIN_SCALE,
@@ -157,7 +157,8 @@ class TensorQuantizer(nn.Module):
         if ready and self.source != "dynamic" and not observing:
             self._check_channels(x)
             return self._magnitude(), grid_of(self.bits, self._signed)
-        with torch.no_grad():
+        # On a chip a scale is a constant, whatever it was learned from: to a trace it doesn't depend on the batch.
+        with torch.no_grad(), aside():
             fresh, found, grid = self._measure(x, ready)
             if self.source == "observed" and not self.training:
                 return fresh, grid

@@ -311,6 +311,47 @@ def test_it_works_with(settings):
     assert all(q.bits in (2, 4, 8) for q in callback.search.attachment.weights.values())
 
 
+class TwoViews(L.LightningModule):
+    """Foretells of one view of a sample what a slower copy says of the other; each goes through both networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        self.predictor = nn.Linear(4, 4)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def training_step(self, views, batch_idx):
+        for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            slow.data = slow.data * 0.99 + fast.data * 0.01
+        return self.difference(*views) + self.difference(*views[::-1])
+
+    def difference(self, view, other):
+        with torch.no_grad():
+            target = self.teacher(other)
+        return -nn.functional.cosine_similarity(self.predictor(self.student(view)), target).mean()
+
+    def train_dataloader(self):
+        return DataLoader([(view, view.flip(-1)) for view in torch.rand(32, 1, 8, 8)], 16)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([*self.student.parameters(), *self.predictor.parameters()], 0.01)
+
+
+@pytest.mark.parametrize("cost", ["energy", "bops"])
+def test_networks_that_see_two_views_in_a_step_are_priced_for_both(cost):
+    L.seed_everything(0, verbose=False)
+    callback = searching(weights=(4, 8), cost=cost, warmup=0.0)
+    trainer = L.Trainer(
+        max_epochs=2, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(TwoViews())
+    assert callback.plan is not None
+    if cost == "bops":
+        network, predictor = 8 * 9 * 6**2 + 288 * 4, 4 * 4
+        assert callback.search.cost.references[""] == 32 * 32 * (4 * network + 2 * predictor)
+
+
 def test_the_monitor_counts_the_training_step_alone_and_sees_the_bits():
     plain, monitor = (HardwareEnergyMonitor("eyeriss_like", stage="train") for _ in range(2))
     fit([plain])

@@ -53,6 +53,13 @@ def test_what_a_loader_collates_is_no_list_of_samples():
     assert (tracer.trace.traced_batch_size, tracer.trace.macs) == (3, 5 * 16)
 
 
+def test_a_batch_without_tensors_is_what_it_is_made_into():
+    model, texts = nn.EmbeddingBag(128, 2), ["deep", "wide"]
+    with Tracer(model, example=texts) as tracer:
+        model(torch.tensor([[ord(letter) for letter in text] for text in texts]))
+    assert tracer.trace.traced_batch_size == 2
+
+
 def test_a_list_of_images_holds_one_inference_an_image():
     class Detector(nn.Module):
         def __init__(self):

@@ -366,6 +366,19 @@ class TestTrace:
 
         assert operations(TensorQuantizer(4)) == operations(lambda x: x)
 
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_what_a_scale_learns_from_a_batch_makes_no_constant_depend_on_it(self, source):
+        layer, quantizer = torch.nn.Linear(6, 6), TensorQuantizer(8, scale=source, signed=True)
+        x, queries = torch.randn(5, 6), torch.nn.Parameter(torch.randn(3, 6))
+        macs = []
+        for learning in (True, True, False):  # from the first tensor, from a later one, not at all
+            quantizer.train(learning)
+            with Tracer(layer, example=x) as tracer, torch.no_grad():
+                layer(quantizer(x))
+                layer(quantizer(queries))  # the same for each inference, and computed beforehand
+            macs.append(tracer.trace.macs)
+        assert macs == [36, 36, 36]
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

@@ -36,19 +36,19 @@ class Survey:
         model: the model.
         choices: by name.
         run: runs the model once on a batch, in eval mode, without gradients.
+        example: all of that batch; if ``None``, it is what the first module called gets.
 
     Attributes:
         traces: the operations of each run, those of losses and metrics left out.
         finest: those of one more run, with the most bits everywhere.
         elements: of each choice, how many elements its tensor has in a run.
         errors: of each choice, the relative squared error of each option.
-
-    Raises:
-        ValueError: if the model did different things in two runs.
     """
 
-    def __init__(self, model: nn.Module, choices: Mapping[str, BitChoice], run: Callable[[], object]) -> None:
-        self.choices = choices
+    def __init__(
+        self, model: nn.Module, choices: Mapping[str, BitChoice], run: Callable[[], object], example: Any = None
+    ) -> None:
+        self.choices, self.example = choices, example
         # A scale tells formats apart and is otherwise of no consequence to a cost.
         self._marks: dict[str, NumberFormat] = {
             name: FixedPoint(8, scale=1.0 + (n + 1) / 2**20) for n, name in enumerate(choices)
@@ -63,20 +63,28 @@ class Survey:
             self.traces.append(self._traced(model, run, {name: min(number, n) for name, n in last.items()}))
         finest = {name: choice.bits.index(max(choice.bits)) for name, choice in choices.items()}
         self.finest = self._traced(model, run, finest)
-        if len({tuple((op.name, op.op, op.extents) for op in traced) for traced in (*self.traces, self.finest)}) != 1:
-            raise ValueError(
-                f"{type(model).__name__} ran other operations with other bits: their energy can't be put into"
-                " tables; use cost='bits'"
-            )
+        self._model = type(model).__name__
 
     def _traced(self, model: nn.Module, run: Callable[[], object], picks: Mapping[str, int]) -> _Traced:
         trials = {name: Trial(picks[name], self._marks[name]) for name in self.choices}
-        tracer = hardware.Tracer(model)
+        tracer = hardware.Tracer(model, example=self.example)
         with trying({self.choices[name]: trial for name, trial in trials.items()}), tracer:
             run()
         for name, trial in trials.items():
             self.elements[name], self.errors[name][trial.active] = trial.seen
         return [op for op in tracer.trace.operations if op.phase != "loss"]
+
+    def check_operations(self) -> None:
+        """Refuse a model that did different things in two runs: tables need each operation with each option.
+
+        Raises:
+            ValueError: it did.
+        """
+        if len({tuple((op.name, op.op, op.extents) for op in traced) for traced in (*self.traces, self.finest)}) != 1:
+            raise ValueError(
+                f"{self._model} ran other operations with other bits: what they cost can't be put into tables; use"
+                " cost='bits'"
+            )
 
     def places(self, operation: hardware.Operation) -> dict[str, str]:
         """Names of the choices of an operation's factors and of its result, by ``"w"``, ``"i"``, ``"o"``."""
@@ -94,10 +102,13 @@ def bit_cost(survey: Survey, kind: str, accelerator: str | Path | hardware.Accel
         accelerator: for energy: a preset's name, a YAML file or an ``Accelerator``.
 
     Raises:
-        ValueError: an unknown kind or accelerator, or one that prices modules, not operations.
+        ValueError: an unknown kind or accelerator, or one that prices modules, not operations; or a model that did
+            different things in two runs, of which only ``"bits"`` can be told.
     """
     if kind == "bits":
         return CostModel(*_bits(survey))
+    if kind in COSTS:
+        survey.check_operations()
     if kind == "bops":
         return CostModel(*_bops(survey))
     if kind == "energy":

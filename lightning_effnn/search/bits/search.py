@@ -126,20 +126,25 @@ class BitSearch:
         return nn.ModuleDict() if self.attachment is None else self.attachment.quantizers
 
     def survey(
-        self, run: Callable[[], object], cost: str = "energy", accelerator: str | Path | Accelerator = "eyeriss_like"
+        self,
+        run: Callable[[], object],
+        cost: str = "energy",
+        accelerator: str | Path | Accelerator = "eyeriss_like",
+        example: Any = None,
     ) -> None:
         """See what the model does with each option, before the first comparison.
 
         Args:
             run: runs the model on a batch, in eval mode.
             cost, accelerator: what to save, see :func:`~lightning_effnn.search.bits.bit_cost`.
+            example: the whole batch, where the first module called gets a part of it only, such as one of two views.
 
         Raises:
             ValueError: as there.
         """
         assert self.attachment is not None
         with torch.no_grad(), self.attachment.calibrating():  # scales start from this batch
-            survey = Survey(self.model, self.choices, run)
+            survey = Survey(self.model, self.choices, run, example)
         self.cost = bit_cost(survey, cost, accelerator)
         self._elements = dict(survey.elements)
         self.sensitivity = self._untried(survey.errors)

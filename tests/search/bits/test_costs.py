@@ -103,11 +103,48 @@ class Restless(nn.Module):
         return self.linear(x) if self.calls % 2 else self.other(self.linear(x))
 
 
-def test_a_model_that_does_something_else_each_time_is_refused():
+@pytest.mark.parametrize("cost", ["energy", "bops"])
+def test_a_model_that_does_something_else_each_time_is_refused_and_can_do_what_the_message_says(cost):
     model = Restless()
     search = BitSearch(model, (2, 8), (8,))
-    with pytest.raises(ValueError, match="other operations"):
-        search.survey(lambda: model(torch.ones(2, 4)))
+    with pytest.raises(ValueError, match="Restless ran other operations .* use cost='bits'"):
+        search.survey(lambda: model(torch.ones(2, 4)), cost)
+    search.survey(lambda: model(torch.ones(2, 4)), "bits")
+    assert search.cost.references == {"weights": 32 * 2 * 16, "activations": 32 * 2 * 8}
+
+
+@pytest.mark.parametrize("cost", ["energy", "bops"])
+def test_two_views_of_a_batch_cost_twice_what_one_does(cost):
+    views = X, X.flip(-1)
+
+    def found(run, example):
+        model = Residual().eval()
+        search = BitSearch(model, (4, 8), (4, 8))
+        search.survey(lambda: run(model), cost, example=example)
+        return torch.tensor([*search.cost.absolute(gates(search, 8, 4)).values(), *search.cost.references.values()])
+
+    both = found(lambda model: [model(view) for view in views], views)
+    each = [found(lambda model: model(view), view) for view in views]  # noqa: B023 (called at once)
+    torch.testing.assert_close(both, sum(each), rtol=0.01, atol=0.0)  # scales are those of the first view
+
+
+class Asking(nn.Module):
+    """A layer takes samples, and questions that are the same for each of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.questions = nn.Linear(6, 6), nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x):
+        return self.layer(x) @ self.layer(self.questions).T
+
+
+def test_a_layer_of_both_samples_and_constants_has_the_same_operations_each_time():
+    model = Asking().eval()
+    search = BitSearch(model, (4, 8), (4, 8))
+    search.survey(lambda: model(torch.ones(2, 6)), "bops")
+    samples, questions = 6 * 6 * 8 * 4, 6 * 3 * 32 * 32  # what is asked of all samples is worked out beforehand
+    assert search.cost.absolute(gates(search, 8, 4))[""] == samples + questions
 
 
 @pytest.mark.parametrize(
