@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,11 @@ def _left(prepared: Prepared, macs: dict[str, int], total: int) -> tuple[LeftInF
 def _computes(node: fx.Node) -> bool:
     """Whether an operation does more than move values, cut them off or ask for sizes."""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point() and kind(node) not in ("move", "limit")
+    value = value[0] if isinstance(value, tuple | list) and value else value
+    moves = kind(node) in ("move", "limit") or node.target is operator.getitem
+    return isinstance(value, Tensor) and value.is_floating_point() and not moves
 
 
 def _operation(node: fx.Node) -> str:
-    return str(getattr(node.target, "overloadpacket", node.target)).rpartition(".")[2]
+    name = str(getattr(node.target, "overloadpacket", node.target)).rpartition(".")[2]
+    return "batch_norm" if "batch_norm" in name else name

@@ -159,6 +159,8 @@ class _Writer(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if isinstance(module, TensorQuantizer):
             return self._round(n, _floats(args[0])) if self.kept.rounded else args[0]
+        if _is_done_by_convolutions(n):
+            return args[0]
         if kind(n) == "move" and isinstance(args[0], Rounded):
             return args[0].moved(_moved(n, args[0], args[1:], kwargs))
         if kind(n) == "limit" and self._is_cut_by_rounding(n):
@@ -170,7 +172,8 @@ class _Writer(fx.Interpreter):
         if node.op != "call_function":
             return args[0] if node.op == "output" else super().run_node(node)
         if kind(node) == "convolution":
-            return _convolution(*args, **kwargs)
+            margins = _margins(node.args[0]) if _is_done_by_convolutions(node.args[0]) else ()
+            return _convolution(margins, *args, **kwargs)
         if node.name in self.kept.linear:
             return _linear(node, *args)
         if kind(node) == "average" and is_global(node):
@@ -223,7 +226,25 @@ def _moved(node: fx.Node, values: Rounded, args: tuple[Any, ...], kwargs: dict[s
     return target(values.integers, *args, **kwargs)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *settings: Any, **kwargs: Any) -> Tensor:
+def _margins(node: Any) -> tuple[int, ...]:
+    """By how much a padding enlarges each axis of an image: those before, then those after; empty if it is none."""
+    if node.target not in (aten.pad.default, aten.constant_pad_nd.default):
+        return ()
+    pairs = node.args[1]
+    return (*pairs[-2::-2], *pairs[::-2])
+
+
+def _is_done_by_convolutions(node: Any) -> bool:
+    """Whether ``node`` pads images with zeros, for convolutions alone, which can do that themselves."""
+    margins = _margins(node) if kind(node) == "move" else ()
+    readers = [kind(user) == "convolution" and user.args[0] is node for user in node.users]
+    axes = node.meta["val"].dim() - 2 if margins else 0
+    return bool(margins) and all(readers) and len(margins) == 2 * axes and min(margins) >= 0
+
+
+def _convolution(
+    margins: tuple[int, ...], x: Tensor, weight: Tensor, bias: Tensor | None = None, *settings: Any, **kwargs: Any
+) -> Tensor:
     """A convolution whose shape is found as torch finds it."""
     names = ("stride", "padding", "dilation", "groups")
     chosen: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -237,6 +258,9 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *setting
         after = [0] * axes if chosen["padding"] == "valid" else [r - r // 2 for r in reach]
     else:
         before = after = _each(chosen["padding"], axes)
+    if margins:
+        before = [b + m for b, m in zip(before, margins[:axes], strict=True)]
+        after = [a + m for a, m in zip(after, margins[axes:], strict=True)]
     size = [
         (n + b + a - r - 1) // s + 1 for n, b, a, r, s in zip(x.shape[2:], before, after, reach, stride, strict=True)
     ]

@@ -45,6 +45,20 @@ class Prepared(nn.Module):
         """Return what the model returns for ``inputs``, with the numbers rounded as in the file."""
         return self.network(*inputs)
 
+    def inputs_of(self, batch: Any) -> tuple[Tensor, ...]:
+        """Return what the model takes of a loader's batch: the batch itself, or its first elements.
+
+        Raises:
+            TypeError: these are no tensors, or too few.
+        """
+        count = sum(node.op == "placeholder" for node in self.network.graph.nodes)
+        found = (
+            (batch,) if isinstance(batch, Tensor) else tuple(batch)[:count] if isinstance(batch, tuple | list) else ()
+        )
+        if len(found) != count or not all(isinstance(x, Tensor) for x in found):
+            raise TypeError(f"a batch must be {count} input tensors, or begin with them, got {type(batch).__name__}")
+        return found
+
     @property
     def activations(self) -> dict[str, TensorQuantizer]:
         """The quantisers of activations, by the node whose values they round."""
@@ -148,7 +162,7 @@ def calibrate_(prepared: Prepared, batches: Iterable[Any], limit: int | None = N
 
     Args:
         prepared: of :func:`prepare`.
-        batches: inputs, or tuples whose first element is the input, as a loader gives.
+        batches: inputs, or tuples that begin with them, as a loader gives.
         limit: look at so many of them; at all if ``None``.
 
     Raises:
@@ -159,7 +173,7 @@ def calibrate_(prepared: Prepared, batches: Iterable[Any], limit: int | None = N
         for batch in batches:
             if limit is not None and seen >= limit:
                 break
-            prepared(batch if isinstance(batch, Tensor) else batch[0])
+            prepared(*prepared.inputs_of(batch))
             seen += 1
     if not seen:
         raise ValueError("batches must hold at least one batch to find ranges from, got none")
