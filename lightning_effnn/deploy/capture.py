@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def capture(model: nn.Module, example: Inputs) -> fx.GraphModule:
     with_guards: Any = program.module(check_guards=False)
     network = _copy(with_guards)
     _remember_layers(network.graph)
+    _views_as_reshapes(network.graph)
     _average_by_pooling(network.graph)
     _fold_batch_norms(network)
     network.graph.eliminate_dead_code()
@@ -70,7 +72,8 @@ def free_batch(inputs: tuple[Tensor, ...]) -> Any:
 
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     inputs = tuple(x.detach().clone() for x in batched(inputs))
-    with kept(model.modules(), "training"), torch.no_grad():
+    with kept(model.modules(), "training"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of torch's own
         model.eval()
         try:
             program = torch.export.export(model, inputs, dynamic_shapes=free_batch(inputs), strict=False)
@@ -94,6 +97,7 @@ def _copy(network: fx.GraphModule) -> fx.GraphModule:
             attributes[node.target] = (
                 nn.Parameter(copied, requires_grad=found.requires_grad) if isinstance(found, nn.Parameter) else copied
             )
+    network.graph._tracer_cls = None  # that of torch.export can't be pickled
     return fx.GraphModule(attributes, network.graph)
 
 
@@ -104,6 +108,13 @@ def _remember_layers(graph: fx.Graph) -> None:
             weight = node.args[1]
             node.meta["module"] = stack[-1][0] if stack else ""
             node.meta["weight"] = str(weight.target) if weight.op == "get_attr" else weight.name
+
+
+def _views_as_reshapes(graph: fx.Graph) -> None:
+    """Let values lie in memory as they may: what is rounded, or runs elsewhere, need not keep a view's strides."""
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 def _average_by_pooling(graph: fx.Graph) -> None:

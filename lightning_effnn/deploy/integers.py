@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,12 +12,10 @@ from torch.fx.node import map_aggregate
 from torch.onnx.ops import symbolic
 
 from lightning_effnn.deploy.layers import LayerQuantizer
-from lightning_effnn.deploy.operations import aten, highest, is_global, kind
+from lightning_effnn.deploy.levels import Bytes, bytes_of, is_cut_by_rounding, quantizer_at
+from lightning_effnn.deploy.operations import aten, is_global, kind
 from lightning_effnn.deploy.prepared import Prepared
 from lightning_effnn.quantization import TensorQuantizer
-from lightning_effnn.quantization.rounding import grid_of
-
-ZERO_POINT = 128  # of signed values in unsigned bytes: the same levels as int8
 
 
 class Rounded:
@@ -47,19 +44,6 @@ class Rounded:
         return Rounded(integers, self.scale, self.zero_point, self.zero)
 
 
-class Bytes(NamedTuple):
-    """The bytes that a quantiser gives.
-
-    Attributes:
-        zero: which stands for zero.
-        low, high: the lowest and the highest, a limit before the quantiser taken into account.
-    """
-
-    zero: int
-    low: int
-    high: int
-
-
 class Integers(nn.Module):
     """What a file for onnxruntime computes, for ``torch.export`` to write down.
 
@@ -72,6 +56,7 @@ class Integers(nn.Module):
         bytes: of the quantisers of activations, by node.
         narrow: the buffers whose integers fit in 4 bits.
         linear: linear layers that run in integers, by node.
+        cut: limits that rounding carries out.
         skipped: nodes whose values nothing needs that runs.
     """
 
@@ -80,7 +65,7 @@ class Integers(nn.Module):
         self._network = [prepared.network]  # its parameters are not this module's: the file has integers in their place
         self.rounded, self.names = rounded, dict[str, str]()
         self.bytes: dict[str, Bytes] = {}
-        self.narrow, self.linear = set[str](), set[str]()
+        self.narrow, self.linear, self.cut = set[str](), set[str](), set[str]()
         constants, layers = _without_inputs(prepared.network)
         needed = {node for node in constants if any(user not in constants | layers for user in node.users)}
         self.skipped = {node.name for node in constants.keys() - needed}
@@ -90,9 +75,11 @@ class Integers(nn.Module):
         for node, (module, weight, bias) in layers.items():
             self._keep_layer(node, module, weight, bias)
         for node in prepared.network.graph.nodes if rounded else ():
-            quantizer = prepared.network.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(quantizer, TensorQuantizer):
+            quantizer = quantizer_at(node, prepared.network)
+            if quantizer is not None:
                 self._keep_scale(quantizer, node)
+            if kind(node) == "limit" and is_cut_by_rounding(node, prepared.network):
+                self.cut.add(node.name)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return what the prepared model returns."""
@@ -127,13 +114,7 @@ class Integers(nn.Module):
             self._keep(f"bias_{node.name}", bias, path)
 
     def _keep_scale(self, quantizer: TensorQuantizer, node: fx.Node) -> None:
-        grid = grid_of(quantizer.bits, bool(quantizer.is_signed))
-        zero = ZERO_POINT if grid.low < 0 else 0
-        before: Any = node.args[0]
-        top = highest(before) if kind(before) == "limit" else None
-        step = float(quantizer.step())
-        high = grid.high if top is None or math.isinf(top) else min(grid.high, round(top / step))  # half to even
-        levels = self.bytes[node.name] = Bytes(zero, grid.low + zero, high + zero)
+        levels = self.bytes[node.name] = bytes_of(quantizer, node)
         self._keep(f"scale_{node.name}", quantizer.step())
         for value in levels:
             if not hasattr(self, f"byte_{value}"):
@@ -163,7 +144,7 @@ class _Writer(fx.Interpreter):
             return args[0]
         if kind(n) == "move" and isinstance(args[0], Rounded):
             return args[0].moved(_moved(n, args[0], args[1:], kwargs))
-        if kind(n) == "limit" and self._is_cut_by_rounding(n):
+        if n.name in self.kept.cut:
             return args[0]
         return self._operation(n, map_aggregate(args, _floats), map_aggregate(kwargs, _floats))
 
@@ -179,11 +160,6 @@ class _Writer(fx.Interpreter):
         if kind(node) == "average" and is_global(node):
             return symbolic("GlobalAveragePool", args[:1], dtype=args[0].dtype, shape=(*args[0].shape[:2], 1, 1))
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _is_cut_by_rounding(self, node: fx.Node) -> bool:
-        """Whether all that reads a limit is a quantiser without negative levels, which cuts off in its place."""
-        (user, *others) = node.users
-        return not others and user.name in self.kept.bytes and self.kept.bytes[user.name].zero == 0
 
     def _layer(self, node: fx.Node) -> tuple[Tensor, Tensor | None]:
         kept = self.kept

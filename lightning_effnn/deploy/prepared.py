@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_effnn._threads import kept
+from lightning_effnn.deploy.arithmetic import compute
 from lightning_effnn.deploy.backend import Backend, find_backend
 from lightning_effnn.deploy.capture import Inputs, capture
 from lightning_effnn.deploy.layers import LayerQuantizer
@@ -42,8 +43,16 @@ class Prepared(nn.Module):
         self._given: set[str] = set()  # activations whose scale came with the model
 
     def forward(self, *inputs: Any) -> Any:
-        """Return what the model returns for ``inputs``, with the numbers rounded as in the file."""
-        return self.network(*inputs)
+        """Return what the model returns for ``inputs``, with the numbers rounded as in the file.
+
+        In eval mode they are computed with integers as the runtime's kernels do, without a gradient. In train mode,
+        while calibrating and for inputs that require a gradient, with floats that are rounded, which now and then
+        takes a value halfway between two levels to the other one.
+        """
+        learning = self.training or any(q.training for q in self.activations.values()) or bool(self.unknown)
+        if learning or any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return self.network(*inputs)
+        return compute(self.network, inputs)
 
     def inputs_of(self, batch: Any) -> tuple[Tensor, ...]:
         """Return what the model takes of a loader's batch: the batch itself, or its first elements.
