@@ -45,7 +45,7 @@ def as_inputs(example: Inputs) -> tuple[Tensor, ...]:
     Raises:
         TypeError: there are others than tensors, or none.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         kinds = ", ".join(type(x).__name__ for x in inputs) or "nothing"
         raise TypeError(

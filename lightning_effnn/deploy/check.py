@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_effnn.deploy.integers import Integers
-from lightning_effnn.deploy.onnx_file import onnx_model
+from lightning_effnn.deploy.export import float_onnx
 from lightning_effnn.deploy.prepared import Prepared
-from lightning_effnn.deploy.runtime import Session, integer_share
+from lightning_effnn.deploy.runtime import Session, integer_share, milliseconds_in_turns
 
 
 class Timing(NamedTuple):
@@ -112,8 +111,7 @@ def check(
             comparison.add(_tensors(model(*inputs)), session.run(*inputs))
         if first is None:
             raise ValueError("batches must hold at least one batch to compare on, got none")
-        names = [f"input_{place}" for place in range(len(first))]
-        in_float = onnx_model(Integers(model, rounded=False), first, names).SerializeToString()
+        in_float = float_onnx(model, first)
     finally:
         model.train(training)
     sizes = [size for size in batch_sizes if size <= len(first[0])]
@@ -153,8 +151,8 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _timed(session: Session, other: Session, inputs: tuple[Tensor, ...], repeats: int) -> Timing:
-    pairs = [(session.seconds(*inputs), other.seconds(*inputs)) for _ in range(repeats + 3)][3:]  # the first warm up
-    ratios = [mine / theirs for mine, theirs in pairs]
+    mine, theirs = milliseconds_in_turns((session, other), inputs, repeats)
+    ratios = [one / two for one, two in zip(mine, theirs, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    mine, theirs = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
-    return Timing(len(inputs[0]), mine, theirs, middle, (low, high))
+    quartiles = (low, high)
+    return Timing(len(inputs[0]), statistics.median(mine), statistics.median(theirs), middle, quartiles)

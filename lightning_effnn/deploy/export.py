@@ -15,7 +15,7 @@ from lightning_effnn.deploy.capture import Inputs, as_inputs
 from lightning_effnn.deploy.integers import Integers
 from lightning_effnn.deploy.macs import macs_of
 from lightning_effnn.deploy.onnx_file import OPSET, check_model, check_opset, onnx_model, require
-from lightning_effnn.deploy.operations import kind
+from lightning_effnn.deploy.operations import PRODUCTS, kind
 from lightning_effnn.deploy.prepared import Prepared, calibrate_, prepare
 
 
@@ -96,8 +96,7 @@ def to_onnx(
     training = prepared.training
     prepared.eval()
     try:
-        names = [node.name for node in prepared.network.graph.nodes if node.op == "placeholder"]
-        written = onnx_model(Integers(prepared), inputs, names, opset)
+        written = onnx_model(Integers(prepared), inputs, _input_names(prepared), opset)
         macs = macs_of(prepared.network, inputs)
     finally:
         prepared.train(training)
@@ -111,6 +110,26 @@ def to_onnx(
     )
 
 
+def float_onnx(prepared: Prepared, example: Inputs) -> bytes:
+    """Return the content of an ONNX file of a prepared model without its quantisers: float32, batch norms folded.
+
+    Args:
+        prepared: of :func:`~lightning_effnn.deploy.prepare`; it need not be calibrated.
+        example: as for :func:`to_onnx`.
+
+    Raises:
+        ImportError, TypeError, ValueError: as :func:`to_onnx`.
+    """
+    require("onnx", "onnxscript")
+    written = onnx_model(Integers(prepared, rounded=False), as_inputs(example), _input_names(prepared))
+    content: bytes = written.SerializeToString()
+    return content
+
+
+def _input_names(prepared: Prepared) -> list[str]:
+    return [node.name for node in prepared.network.graph.nodes if node.op == "placeholder"]
+
+
 def _ready(model: nn.Module, inputs: tuple[Tensor, ...], calibration: Iterable[Any] | None) -> Prepared:
     """``model``, prepared and calibrated."""
     if not isinstance(model, Prepared):
@@ -120,6 +139,11 @@ def _ready(model: nn.Module, inputs: tuple[Tensor, ...], calibration: Iterable[A
                 "call deploy.prepare(model, example) and deploy.calibrate_(prepared, batches), or give calibration="
             )
         model = calibrate_(prepare(model, inputs), calibration)
+    if not all("val" in node.meta for node in model.network.graph.nodes if kind(node) in PRODUCTS):
+        raise ValueError(
+            "model was pickled, which loses what its graph knows of shapes: save prepared.state_dict(), prepare the "
+            "model again and load it there"
+        )
     if model.unknown:
         raise ValueError(
             f"{len(model.unknown)} quantisers of activations have no scale, among them {model.unknown[0]!r}: show the "

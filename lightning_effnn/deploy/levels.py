@@ -42,7 +42,7 @@ def bytes_of(quantizer: TensorQuantizer, node: fx.Node) -> Bytes:
     top = highest(before) if kind(before) == "limit" else None
     high = grid.high
     if top is not None and not math.isinf(top):
-        high = min(high, round(top / float(quantizer.step())))  # half to even
+        high = min(high, round(top / float(quantizer.step().detach())))  # half to even
     return Bytes(zero, grid.low + zero, high + zero)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
 def macs_of(network: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, int]:
     """Run ``network`` once and return the multiply-accumulates of its products by the names of their nodes.
 
-    Nodes without any are left out. Recurrent layers are run as the products that they consist of.
+    Nodes without any are left out. Recurrent layers and attention are run as the products that they consist of.
 
     Args:
         network: a graph in eval mode.
@@ -22,7 +23,7 @@ def macs_of(network: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, in
     onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             counter.run(*inputs, enable_io_processing=True)
     finally:
         torch.backends.mkldnn.set_flags(onednn)  # type: ignore[no-untyped-call]

@@ -33,6 +33,7 @@ class Prepared(nn.Module):
         backend: where it is to run.
         left: products that stay in floating point, and why, by the name of their node.
         integer: names of the nodes that run in integers.
+        given: names of the quantisers of activations whose scale came with the model: calibrating leaves them.
     """
 
     def __init__(self, network: fx.GraphModule, backend: Backend, placement: Placement) -> None:
@@ -40,7 +41,7 @@ class Prepared(nn.Module):
         self.network, self.backend = network, backend
         self.left = {node.name: why for node, why in placement.left.items()}
         self.integer = tuple(node.name for node in placement.integer)
-        self._given: set[str] = set()  # activations whose scale came with the model
+        self.given: set[str] = set()
 
     def forward(self, *inputs: Any) -> Any:
         """Return what the model returns for ``inputs``, with the numbers rounded as in the file.
@@ -97,7 +98,7 @@ class Prepared(nn.Module):
         with kept(self.modules(), "training"):
             self.eval()
             for name, quantizer in self.activations.items():
-                quantizer.train(name not in self._given)
+                quantizer.train(name not in self.given)
             for layer in self.layers.values():
                 layer.train(not layer.weight.ready())  # a weight that is computed from parameters
             yield
@@ -162,6 +163,7 @@ def prepare(
     prepared = Prepared(network, runtime, placement)
     with torch.no_grad():
         _start_weights(prepared, placement, attachment)
+        _take_ranges(prepared, placement, attachment)
     return prepared.train(model.training)
 
 
@@ -263,6 +265,23 @@ def _start_weights(prepared: Prepared, placement: Placement, attachment: Attachm
         if isinstance(origin, TensorQuantizer):
             origin(attachment.model.get_parameter(node.meta["weight"]))  # type: ignore[union-attr]
             _take_scale(quantizer, origin, node.meta.get("fold"))
+
+
+def _take_ranges(prepared: Prepared, placement: Placement, attachment: Attachment | None) -> None:
+    """Give quantisers of activations the scales that the attachment has, where all layers that read them agree."""
+    known = attachment.activations if attachment else {}
+    wanted: dict[fx.Node, list[nn.Module | None]] = {}
+    for layer, at in placement.inputs.items():
+        wanted.setdefault(at, []).append(known.get(layer.meta["module"]))
+    for at, origins in wanted.items():
+        found = [q for q in origins if isinstance(q, TensorQuantizer) and q.axis is None and q.ready()]
+        rounding, same = placement.roundings[at], {(q.bits, float(q.step().detach()), bool(q.is_signed)) for q in found}
+        if len(found) < len(origins) or len(same) > 1:
+            continue
+        ((bits, step, signed),) = same
+        if bits == rounding.bits and rounding.signed in (None, signed):
+            prepared.activations[at.name]._remember(torch.tensor(step), signed)
+            prepared.given.add(at.name)
 
 
 def _take_scale(quantizer: TensorQuantizer, origin: TensorQuantizer, fold: Tensor | None) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ class Session:
 
     def _feed(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
         return dict(zip(self._names, (x.detach().cpu().numpy() for x in inputs), strict=True))
+
+
+def milliseconds_in_turns(sessions: Sequence[Session], inputs: tuple[Tensor, ...], repeats: int) -> list[list[float]]:
+    """Run sessions one after the other, ``repeats`` times; return the milliseconds of each one's runs."""
+    for session in sessions:
+        session.run(*inputs)  # warm
+    rounds = [[session.seconds(*inputs) * 1e3 for session in sessions] for _ in range(repeats)]
+    return [list(times) for times in zip(*rounds, strict=True)]
 
 
 def integer_share(file: str | Path | bytes, *inputs: Tensor) -> float:

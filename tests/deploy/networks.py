@@ -98,9 +98,13 @@ class Exported(NamedTuple):
     report: deploy.ExportReport
 
 
-@functools.cache
 def exported(name, bits="W8A8"):
     """A network, prepared, calibrated and written, once for all tests."""
+    return _exported(name, bits)
+
+
+@functools.cache
+def _exported(name, bits):
     torch.manual_seed(0)
     model = settled(NETWORKS[name]())
     prepared = deploy.calibrate_(deploy.prepare(model, X, bits), X.split(20))

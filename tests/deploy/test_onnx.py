@@ -106,11 +106,12 @@ def test_each_layer_has_the_bits_of_a_mixed_plan(tmp_path):
         assert apart(Session(tmp_path / "net.onnx").run(X)[0], prepared.eval()(X)) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "ratio"), [("W8A8", 3.7), ("W4A8", 7)])
 def test_a_file_is_as_small_as_its_integers(tmp_path, bits, ratio):
-    layers = [layer for _ in range(6) for layer in (nn.Linear(160, 160), nn.ReLU())]
+    layers = [layer for _ in range(3) for layer in (nn.Linear(512, 512), nn.ReLU())]
     x = torch.randn(8, 32)
-    prepared = deploy.prepare(nn.Sequential(nn.Linear(32, 160), *layers, nn.Linear(160, 10)), x, bits)
+    prepared = deploy.prepare(nn.Sequential(nn.Linear(32, 512), *layers, nn.Linear(512, 10)), x, bits)
     report = deploy.to_onnx(deploy.calibrate_(prepared, [x]), x, tmp_path / "net.onnx")
     assert report.bytes == (tmp_path / "net.onnx").stat().st_size
     assert deploy.check(tmp_path / "net.onnx", prepared, [x], repeats=2).float_bytes / report.bytes >= ratio
