@@ -62,7 +62,7 @@ def _some(batches: Iterable[Any], limit: int) -> Iterator[Any]:
     """The first ``limit`` inputs, in batches of at most 64; labels are left out."""
     for batch in batches:
         inputs = batch if isinstance(batch, Tensor) else batch[0]
-        yield from inputs[:limit].split(_BATCH)
+        yield from (part for part in inputs[:limit].split(_BATCH) if len(part))
         limit -= len(inputs)
         if limit <= 0:
             return

@@ -26,6 +26,7 @@ from lightning_effnn.modules import ResNetCIFAR
 from lightning_effnn.recipes.deploy._measured import Data, measured, table
 
 _CALIBRATION, _BATCH = 512, 64
+_HELD_OUT = 10  # what the data module holds out at least, an image a class
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     try:
         net = ResNetCIFAR(depth=20, weights="cifar10_resnet20.safetensors").eval()
-        training = CIFAR10DataModule(batch_size=_BATCH, limit=_CALIBRATION + _BATCH * max(args.steps, 1), val_size=0)
+        limit = max(_CALIBRATION, _BATCH * args.steps) + _HELD_OUT
+        training = CIFAR10DataModule(batch_size=_BATCH, limit=limit, val_size=_HELD_OUT)
         training.setup("fit")
         test = CIFAR10DataModule(batch_size=250, limit=args.images)
         test.setup("test")

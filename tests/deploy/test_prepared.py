@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lightning_effnn import deploy
 from lightning_effnn.deploy.runtime import Session
+from lightning_effnn.modules import ResNetCIFAR
 from lightning_effnn.quantization import bake_, quantize_
 
 
@@ -143,3 +144,35 @@ def test_a_layer_used_twice_with_a_norm_behind_one_use_only(tmp_path, shares):
     deploy.to_onnx(prepared, X, tmp_path / "net.onnx")
     with torch.no_grad():
         assert apart(Session(tmp_path / "net.onnx").run(X)[0], prepared(X)) < 0.01
+
+
+@pytest.mark.parametrize("name", ["Residual", "Mobile", "Joined"])
+def test_in_eval_mode_an_input_has_the_same_output_in_any_batch(name):
+    prepared = exported(name).prepared.eval()
+    together = prepared(X)
+    assert torch.equal(torch.cat([prepared(x) for x in X.split(7)]), together)
+    assert not together.requires_grad
+
+
+def test_training_and_evaluation_compute_the_same_up_to_levels():
+    prepared = exported("Mobile").prepared.eval()
+    assert apart(prepared(X), prepared.network(X).detach()) < 0.01
+
+
+def test_an_input_that_needs_a_gradient_gets_one():
+    x = X[:2].clone().requires_grad_()
+    exported("Mobile").prepared.eval()(x).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_a_deep_network_leaves_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    net, x = ResNetCIFAR(depth=20).train(), torch.randn(32, 3, 32, 32)
+    with torch.no_grad():
+        net(x)  # statistics of batch norms
+    prepared = deploy.calibrate_(deploy.prepare(net, x), [x]).eval()
+    deploy.to_onnx(prepared, x, tmp_path / "net.onnx")
+    (found,) = Session(tmp_path / "net.onnx").run(x)
+    assert apart(found, prepared(x)) < 0.01
+    assert torch.equal(found.argmax(1), prepared(x).argmax(1))
