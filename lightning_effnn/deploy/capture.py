@@ -32,6 +32,7 @@ def capture(model: nn.Module, example: Inputs) -> fx.GraphModule:
     network = _copy(with_guards)
     _remember_layers(network.graph)
     _views_as_reshapes(network.graph)
+    _splits_as_slices(network.graph)
     _average_by_pooling(network.graph)
     _fold_batch_norms(network)
     network.graph.eliminate_dead_code()
@@ -113,8 +114,26 @@ def _remember_layers(graph: fx.Graph) -> None:
 def _views_as_reshapes(graph: fx.Graph) -> None:
     """Let values lie in memory as they may: what is rounded, or runs elsewhere, need not keep a view's strides."""
     for node in graph.nodes:
-        if node.target is aten.view.default:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+
+
+def _splits_as_slices(graph: fx.Graph) -> None:
+    """Write each part of a split as a slice, which only moves values."""
+    for part in list(graph.nodes):
+        split: Any = part.args[0] if part.target is operator.getitem else None
+        if split is None or split.target not in (aten.split.Tensor, aten.split_with_sizes.default):
+            continue
+        source, size, axis = (*split.args, 0)[:3]
+        place: Any = part.args[1]
+        start, length = (place * size, size) if isinstance(size, int) else (sum(size[:place]), size[place])
+        if not isinstance(start + length, int):
+            continue  # along the batch
+        with graph.inserting_before(part):
+            piece = graph.call_function(aten.slice.Tensor, (source, axis, start, start + length))
+        piece.meta = dict(part.meta)
+        part.replace_all_uses_with(piece)
+        graph.erase_node(part)
 
 
 def _average_by_pooling(graph: fx.Graph) -> None:

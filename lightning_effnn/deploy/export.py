@@ -15,7 +15,7 @@ from lightning_effnn.deploy.capture import Inputs, as_inputs
 from lightning_effnn.deploy.integers import Integers
 from lightning_effnn.deploy.macs import macs_of
 from lightning_effnn.deploy.onnx_file import OPSET, check_model, check_opset, onnx_model, require
-from lightning_effnn.deploy.operations import PRODUCTS, kind
+from lightning_effnn.deploy.operations import PRODUCTS, kind, varying
 from lightning_effnn.deploy.prepared import Prepared, calibrate_, prepare
 
 
@@ -153,9 +153,9 @@ def _ready(model: nn.Module, inputs: tuple[Tensor, ...], calibration: Iterable[A
 
 
 def _left(prepared: Prepared, macs: dict[str, int], total: int) -> tuple[LeftInFloat, ...]:
-    found = []
+    found, changing = [], varying(prepared.network.graph)
     for node in prepared.network.graph.nodes:
-        if node.op != "call_function" or node.name in prepared.integer or not _computes(node):
+        if node.op != "call_function" or node.name in prepared.integer or node not in changing or not _computes(node):
             continue
         why = prepared.left.get(node.name) or f"{prepared.backend.name} has no integer kernel for it"
         if kind(node) in prepared.backend.integer and node.name not in prepared.left:

@@ -18,6 +18,7 @@ from lightning_effnn.deploy.onnx_file import require
 _CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger"}
 _MATRIX_PRODUCTS = {"Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger",
                     "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}  # fmt: skip
+_RECURRENT = {"LSTM", "GRU", "RNN"}
 _ONE_BYTE = {"int8", "uint8"}
 
 
@@ -44,6 +45,8 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
+            # weights that are packed as the session starts have no shape in the profile
+            options.add_session_config_entry("session.disable_prepacking", "1")
         source = file if isinstance(file, bytes) else str(file)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -109,4 +112,8 @@ def _macs(details: dict[str, Any]) -> int:
     if details["op_name"] in _CONVOLUTIONS:
         weight = shapes[3 if details["op_name"] == "QLinearConv" else 1]
         return outputs * math.prod(weight[1:])
+    if details["op_name"] in _RECURRENT:
+        return math.prod(shapes[0][:2]) * (math.prod(shapes[1]) + math.prod(shapes[2]))
+    if details["op_name"] == "ConvTranspose":
+        return math.prod(shapes[0]) * math.prod(shapes[1][1:])
     return outputs * shapes[0][-1] if details["op_name"] in _MATRIX_PRODUCTS else 0
