@@ -13,7 +13,7 @@ from torch.onnx.ops import symbolic
 
 from lightning_effnn.deploy.layers import LayerQuantizer
 from lightning_effnn.deploy.levels import Bytes, bytes_of, is_cut_by_rounding, quantizer_at
-from lightning_effnn.deploy.operations import aten, is_global, kind
+from lightning_effnn.deploy.operations import aten, has_weights, is_global, kind
 from lightning_effnn.deploy.prepared import Prepared
 from lightning_effnn.quantization import TensorQuantizer
 
@@ -56,6 +56,7 @@ class Integers(nn.Module):
         bytes: of the quantisers of activations, by node.
         narrow: the buffers whose integers fit in 4 bits.
         linear: linear layers that run in integers, by node.
+        floats: layers that run in floats, by node.
         cut: limits that rounding carries out.
         skipped: nodes whose values nothing needs that runs.
     """
@@ -66,6 +67,10 @@ class Integers(nn.Module):
         self.rounded, self.names = rounded, dict[str, str]()
         self.bytes: dict[str, Bytes] = {}
         self.narrow, self.linear, self.cut = set[str](), set[str](), set[str]()
+        self.floats = {n.name for n in prepared.network.graph.nodes if has_weights(n)} - set(prepared.integer)
+        if rounded and self.floats:
+            for place, value in enumerate((torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)):
+                self._keep(f"end_{place}", torch.tensor(value))
         constants, layers = _without_inputs(prepared.network)
         needed = {node for node in constants if any(user not in constants | layers for user in node.users)}
         self.skipped = {node.name for node in constants.keys() - needed}
@@ -146,7 +151,18 @@ class _Writer(fx.Interpreter):
             return args[0].moved(_moved(n, args[0], args[1:], kwargs))
         if n.name in self.kept.cut:
             return args[0]
+        if n.name in self.kept.floats and isinstance(args[0], Rounded):
+            args = (self._apart(args[0].floats), *args[1:])
         return self._operation(n, map_aggregate(args, _floats), map_aggregate(kwargs, _floats))
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """``x``, from behind an operation that changes nothing.
+
+        onnxruntime rounds the weights of a layer between DequantizeLinear and QuantizeLinear by itself.
+        """
+        ends = [getattr(self.kept, f"end_{place}") for place in (0, 1)]
+        found: Tensor = symbolic("Clip", (x, *ends), dtype=x.dtype, shape=x.shape)
+        return found
 
     def _operation(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """What an operation on floats gives, in the form that runtimes know integer kernels for."""

@@ -40,6 +40,8 @@ _KINDS = {
     ),
 }
 PRODUCTS = frozenset({"convolution", "linear", "matmul"})
+_WITH_WEIGHTS = (aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose1d.default,
+                 aten.conv_transpose2d.input, aten.conv_transpose3d.input, aten.addmm.default)  # fmt: skip
 _KIND_OF: dict[object, str] = {target: kind for kind, targets in _KINDS.items() for target in targets}
 _NEVER_NEGATIVE = (aten.sigmoid.default, aten.softmax.int, aten._softmax.default)
 
@@ -67,6 +69,11 @@ def kind(node: fx.Node) -> str:
         or (name in ("add", "mul") and not all(isinstance(arg, fx.Node) for arg in node.args[:2]))
     )
     return "other" if wrong else name
+
+
+def has_weights(node: fx.Node) -> bool:
+    """Whether ``node`` is a layer, one of those that there are integer kernels for or another."""
+    return kind(node) in ("convolution", "linear") or node.target in _WITH_WEIGHTS
 
 
 def highest(node: fx.Node) -> float | None:

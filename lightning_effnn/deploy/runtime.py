@@ -45,8 +45,9 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
-            # weights that are packed as the session starts have no shape in the profile
+            # Packed weights have no shape in the profile, and blocks of channels another one.
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         source = file if isinstance(file, bytes) else str(file)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

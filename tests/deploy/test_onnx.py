@@ -6,6 +6,7 @@ import torch
 from networks import CONVOLUTIONAL, NETWORKS, X, apart, exported
 from onnx import TensorProto, numpy_helper
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_effnn import deploy
 from lightning_effnn.deploy.runtime import Session, integer_share
@@ -126,3 +127,85 @@ def test_a_check_says_how_file_and_model_compare():
     assert report.integer_macs == 1.0
     assert [timing.batch for timing in report.timings] == [1, 8]
     assert all(timing.milliseconds > 0 for timing in report.timings)
+
+
+class PartlyFloat(nn.Module):
+    """Two convolutions and, between them, what there is no integer kernel for."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 8, 3), middle, nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)))
+
+
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(10, 10, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.flatten(1, 2))[0].reshape(x.shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("middle", "operation"),
+    [
+        (lambda: nn.ConvTranspose2d(8, 8, 2, stride=2), "conv_transpose2d"),
+        (lambda: nn.Conv3d(1, 1, 3, padding=1), "conv3d"),
+        (Rows, "lstm"),
+    ],
+)
+def test_the_share_that_is_said_is_that_of_the_kernels_that_run(tmp_path, middle, operation):
+    torch.manual_seed(0)
+    inner = middle()
+    if operation == "conv3d":
+        inner = nn.Sequential(nn.Unflatten(1, (1, 8)), inner, nn.Flatten(1, 2))
+    prepared = deploy.calibrate_(deploy.prepare(PartlyFloat(inner).eval(), X), [X])
+    report = deploy.to_onnx(prepared, X, tmp_path / "net.onnx")
+    assert 0 < report.integer_macs < 1
+    assert integer_share(tmp_path / "net.onnx", X[:1]) == pytest.approx(report.integer_macs)
+    assert report.left_in_float[0].operation.startswith(operation)
+    assert report.left_in_float[0].share == pytest.approx(1 - report.integer_macs)
+    (found,) = Session(tmp_path / "net.onnx").run(X)
+    assert apart(found, prepared.eval()(X)) < 0.01
+
+
+def test_parts_of_a_split_and_shuffled_channels_stay_bytes(tmp_path):
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.deep = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            kept, other = F.relu(self.wide(x)).chunk(2, 1)
+            x = torch.cat((kept, self.deep(other)), 1).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Shuffled().eval()
+    prepared = deploy.calibrate_(deploy.prepare(net, X), [X]).eval()
+    report = deploy.to_onnx(prepared, X, tmp_path / "net.onnx")
+    assert not report.left_in_float
+    assert report.integer_macs == integer_share(tmp_path / "net.onnx", X[:1]) == 1
+    with torch.no_grad():
+        assert apart(prepared(X), net(X)) < 0.05
+    assert apart(Session(tmp_path / "net.onnx").run(X)[0], prepared(X)) < 0.01
+
+
+@pytest.mark.parametrize("kept", ["middle", "last"])
+def test_a_layer_that_a_plan_leaves_in_floats_keeps_its_weights_between_rounded_ones(tmp_path, kept):
+    torch.manual_seed(0)
+    net = PartlyFloat(nn.Conv2d(8, 8, 3)).eval()
+    with torch.no_grad():
+        net.get_submodule(kept).weight[0].mul_(300)  # rounding would take the other channels to nothing
+    layers = ("first", "middle", "last")
+    plan = QuantizationPlan({f"{name}.weight": 32 if name == kept else 8 for name in layers}, dict.fromkeys(layers, 8))
+    prepared = deploy.calibrate_(deploy.prepare(net, X, plan), [X]).eval()
+    report = deploy.to_onnx(prepared, X, tmp_path / "net.onnx")
+    assert 0 < report.integer_macs < 1
+    assert integer_share(tmp_path / "net.onnx", X[:1]) == pytest.approx(report.integer_macs)
+    assert apart(Session(tmp_path / "net.onnx").run(X)[0][:, 1:], prepared(X)[:, 1:]) < 0.01
