@@ -1,9 +1,8 @@
 """What is written computes what was prepared, in integers, in few bytes."""
 
-import onnx
 import pytest
 import torch
-from networks import CONVOLUTIONAL, NETWORKS, X, apart, exported
+from deployed import CONVOLUTIONAL, NETWORKS, X, apart, exported, weights_in
 from onnx import TensorProto, numpy_helper
 from torch import nn
 from torch.nn import functional as F
@@ -70,11 +69,6 @@ def test_a_file_takes_batches_of_any_length(batch):
     assert case.report.dynamic_batch
     (found,) = Session(case.path).run(X[:batch])
     assert apart(found, outputs(case)[:batch]) < 0.01
-
-
-def weights_in(path):
-    tensors = {t.name: t for t in onnx.load(path).graph.initializer}
-    return {name: tensor for name, tensor in tensors.items() if name.endswith("weight")}
 
 
 def test_weights_are_stored_under_their_names_in_as_few_bits_as_they_have():

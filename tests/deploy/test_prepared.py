@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from networks import X, apart, exported, settled
+from deployed import X, apart, exported, settled, weights_in
 from onnx import numpy_helper
-from test_onnx import weights_in
 from torch import nn
 from torch.nn import functional as F
 

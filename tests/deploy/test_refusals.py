@@ -4,7 +4,7 @@ import builtins
 
 import pytest
 import torch
-from networks import X, exported
+from deployed import X, exported
 from torch import nn
 
 from lightning_effnn import deploy

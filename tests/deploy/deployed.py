@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -115,3 +116,9 @@ def _exported(name, bits):
 def apart(found, expected):
     """Root mean square of the difference, over that of what is expected."""
     return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
+
+
+def weights_in(path):
+    """The weights that a file stores, by name."""
+    tensors = {t.name: t for t in onnx.load(path).graph.initializer}
+    return {name: tensor for name, tensor in tensors.items() if name.endswith("weight")}
