@@ -147,7 +147,7 @@ class _Comparison:
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
+    return [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
 
 
 def _timed(session: Session, other: Session, inputs: tuple[Tensor, ...], repeats: int) -> Timing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_effnn.quantization.clipping import MIN_SCALE
 from lightning_effnn.quantization.quantizer import ScaleSource, TensorQuantizer
 from lightning_effnn.quantization.rounding import Grid, grid_of
 
@@ -19,7 +20,10 @@ class WeightQuantizer(TensorQuantizer):
     def step(self) -> Tensor:
         """Return the steps that levels are multiples of, float32: [channels], or of no axes."""
         step = super().step().detach()
-        return step if self.floor is None else torch.maximum(step, self.floor)
+        if self.floor is None:
+            return step
+        # Weights that are all zero leave it to the bias.
+        return torch.maximum(step if self.ready() else torch.zeros_like(step), self.floor.clamp(min=MIN_SCALE))
 
     def _scale_and_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
         scale, grid = super()._scale_and_grid(x)
@@ -79,7 +83,7 @@ class LayerQuantizer(nn.Module):
     def bias_step(self) -> Tensor | None:
         """Return what biases are multiples of, [channels] or of no axes; ``None`` while it isn't known."""
         source = self._source[0]
-        if source is None or not source.ready() or not self.weight.ready():
+        if source is None or not source.ready():
             return None
         return source.step().detach() * self.weight.step()
 

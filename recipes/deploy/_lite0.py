@@ -61,7 +61,7 @@ class _Block(nn.Module):
         self._adds = stride == 1 and channels == out
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = F.relu6(self._bn0(self._expand_conv(images))) if hasattr(self, "_expand_conv") else images
+        hidden: Tensor = F.relu6(self._bn0(self._expand_conv(images))) if hasattr(self, "_expand_conv") else images
         hidden = F.relu6(self._bn1(_same(self._depthwise_conv, hidden)))
         hidden = self._bn2(self._project_conv(hidden))
         return hidden + images if self._adds else hidden

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_effnn import deploy
-from lightning_effnn.deploy.runtime import Session
+from lightning_effnn.deploy.runtime import Session, integer_share
 from lightning_effnn.modules import ResNetCIFAR
 from lightning_effnn.quantization import bake_, quantize_
 
@@ -175,3 +175,14 @@ def test_a_deep_network_leaves_as_it_is(tmp_path):
     (found,) = Session(tmp_path / "net.onnx").run(x)
     assert apart(found, prepared(x)) < 0.01
     assert torch.equal(found.argmax(1), prepared(x).argmax(1))
+
+
+def test_a_layer_of_zeros_gives_its_bias(tmp_path):
+    net = conv_bn()
+    nn.init.zeros_(net[0].weight)
+    prepared = deploy.calibrate_(deploy.prepare(net, X), [X]).eval()
+    report = deploy.to_onnx(prepared, X, tmp_path / "net.onnx")
+    assert report.integer_macs == integer_share(tmp_path / "net.onnx", X[:1]) == 1
+    with torch.no_grad():
+        assert apart(prepared(X), net(X)) < 0.02
+    assert apart(Session(tmp_path / "net.onnx").run(X)[0], prepared(X)) < 0.01
