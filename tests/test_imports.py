@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHODS = {"compression", "search", "robustness"}  # never each other
+METHODS = {"compression", "search", "robustness", "deploy"}  # never each other
 SHARED = {"formats", "hardware", "quantization"}
 MECHANISMS = SHARED | METHODS | {"pde"}
 ALLOWED = {

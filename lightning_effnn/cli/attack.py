@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -83,11 +83,12 @@ def parse_eps(text: str) -> float | None:
     return value
 
 
-def load_batches(data: str) -> Iterable[Any]:
+def load_batches(data: str, part: Literal["fit", "test"] = "test") -> Iterable[Any]:
     """Return batches of inputs, with labels where there are some: of a file, or of what ``module:name`` gives.
 
     A file is ``.npz`` or ``.safetensors``: floating-point inputs ``[N, ...]``, and labels, integers ``[N]``, if it has
-    them. A name is of a ``LightningDataModule``, whose test data are taken, or of a loader, or of what returns one.
+    them. A name is of a ``LightningDataModule``, whose test or training data are taken, or of a loader, or of what
+    returns one.
     """
     if data.endswith((".npz", ".safetensors")):
         return _from_file(data)
@@ -98,8 +99,8 @@ def load_batches(data: str) -> Iterable[Any]:
     if isinstance(found, L.LightningDataModule):
         try:
             found.prepare_data()
-            found.setup("test")
-            found = found.test_dataloader()
+            found.setup(part)
+            found = found.test_dataloader() if part == "test" else found.train_dataloader()
         except (ValueError, OSError, ImportError) as error:
             raise UsageError(f"{data}: {error}") from error
     if not isinstance(found, Iterable):

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_hardware_commands(commands)
     _add_artifact_commands(commands)
     _add_compression_commands(commands)
+    _add_export_command(commands)
     _add_attack_command(commands)
     return parser
 
@@ -178,6 +179,25 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_export_command(commands: _Commands[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="make an ONNX file that runs in integers of a checkpoint",
+        description="Round weights, biases and activations, with ranges from data, and write what onnxruntime executes "
+        "with integer kernels; then run it and compare. Training the prepared model loses less.",
+    )
+    _add_weights(export)
+    export.add_argument(
+        "--data", required=True, help="to find ranges from: a .npz or .safetensors file of inputs, or module:name of a "
+        "DataModule, whose training data are taken, or loader",
+    )  # fmt: skip
+    export.add_argument("--plan", default="W8A8", help="a YAML file of bits, or W8A8, W6A8, W4A8, W4A4 (default: W8A8)")
+    export.add_argument("-o", "--output", required=True, metavar="FILE", help="the .onnx file to write")
+    export.add_argument("--limit", type=int, default=512, help="inputs to find ranges from (default: 512)")
+    export.add_argument("--force", action="store_true", help="overwrite an existing file")
+    export.set_defaults(command=_export)
+
+
 def _add_attack_command(commands: _Commands[argparse.ArgumentParser]) -> None:
     attack = commands.add_parser(
         "attack",
@@ -278,6 +298,22 @@ def _compress(options: argparse.Namespace) -> None:
         bits=options.bits,
         sparsity=options.sparsity,
         other=options.other,
+        force=options.force,
+        console=_console(options.output),
+    )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lightning_effnn.cli.export import export
+
+    export(
+        options.checkpoint,
+        model=options.model,
+        network=options.network,
+        data=options.data,
+        plan=options.plan,
+        output=options.output,
+        limit=options.limit,
         force=options.force,
         console=_console(options.output),
     )

@@ -145,6 +145,10 @@ class TensorQuantizer(nn.Module):
             return FP32
         return grid_of(self.bits, bool(self.is_signed)).number_format(_one_number(self.scale))
 
+    def step(self) -> Tensor:
+        """Return the scale in use, float32, positive, of the shape of :attr:`scale`; 1 before a tensor was seen."""
+        return self._magnitude()
+
     def extra_repr(self) -> str:
         """Return the arguments that were given."""
         axis = "" if self.axis is None else f", axis={self.axis}"

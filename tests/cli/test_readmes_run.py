@@ -58,7 +58,10 @@ def things_of_the_reader():
     "readme",
     [
         "README.md",
-        *(f"lightning_effnn/{part}/README.md" for part in ("hardware", "quantization", "compression", "robustness")),
+        *(
+            f"lightning_effnn/{part}/README.md"
+            for part in ("hardware", "quantization", "compression", "robustness", "deploy")
+        ),
     ],
 )
 def test_every_line_runs_and_tables_are_printed_as_such(readme, tmp_path, monkeypatch, capsys):

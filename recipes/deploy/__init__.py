@@ -1,0 +1,1 @@
+"""Networks as files that runtimes execute in integers, measured."""
