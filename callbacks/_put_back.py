@@ -63,8 +63,7 @@ class _Memory:
         if isinstance(value, np.ndarray) and value.flags.writeable:
             return _array(value)
         if isinstance(value, torch.Generator):
-            state = value.get_state()
-            return lambda: value.set_state(state) and None
+            return _generator(value)
         if type(value) in _MAPPINGS:
             return self._mapping(value)
         if type(value) in (list, deque, set, tuple):
@@ -137,6 +136,15 @@ def _can_be_written(tensor: Tensor, plain: bool) -> bool:
 def _array(array: np.ndarray[Any, Any]) -> PutBack:
     copy = array.copy()
     return lambda: np.copyto(array, copy)
+
+
+def _generator(generator: torch.Generator) -> PutBack:
+    state = generator.get_state()
+
+    def restore() -> None:
+        generator.set_state(state)
+
+    return restore
 
 
 def _is_an_object_of_the_user(value: Any) -> bool:

@@ -70,7 +70,7 @@ class Integers(nn.Module):
         self.floats = {n.name for n in prepared.network.graph.nodes if has_weights(n)} - set(prepared.integer)
         if rounded and self.floats:
             for place, value in enumerate((torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)):
-                self._keep(f"end_{place}", torch.tensor(value))
+                self._keep(f"end_{place}", torch.tensor(value, device="cpu"))
         constants, layers = _without_inputs(prepared.network)
         needed = {node for node in constants if any(user not in constants | layers for user in node.users)}
         self.skipped = {node.name for node in constants.keys() - needed}
@@ -123,7 +123,7 @@ class Integers(nn.Module):
         self._keep(f"scale_{node.name}", quantizer.step())
         for value in levels:
             if not hasattr(self, f"byte_{value}"):
-                self._keep(f"byte_{value}", torch.tensor(value, dtype=torch.uint8))
+                self._keep(f"byte_{value}", torch.tensor(value, dtype=torch.uint8, device="cpu"))
 
 
 class _Writer(fx.Interpreter):

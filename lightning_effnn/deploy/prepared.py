@@ -280,7 +280,8 @@ def _take_ranges(prepared: Prepared, placement: Placement, attachment: Attachmen
             continue
         ((bits, step, signed),) = same
         if bits == rounding.bits and rounding.signed in (None, signed):
-            prepared.activations[at.name]._remember(torch.tensor(step), signed)
+            quantizer = prepared.activations[at.name]
+            quantizer._remember(quantizer.scale.new_tensor(step), signed)
             prepared.given.add(at.name)
 
 

@@ -56,9 +56,9 @@ def measured(net: nn.Module, data: Data, plans: Sequence[str], repeats: int,
             path = Path(folder, "trained.onnx")
             deploy.to_onnx(prepared.eval(), example, path)
             files.append((f"{plans[-1]} trained", path, prepared))
-        for name, path, prepared in files:
+        for name, path, network in files:
             sessions.append(Session(path))
-            rows.append(_row(name, path, prepared, sessions[-1], data))
+            rows.append(_row(name, path, network, sessions[-1], data))
             rows[-1]["smaller"] = in_float.stat().st_size / path.stat().st_size
         for batch in BATCHES:
             x = data.test[0][0][:batch]

@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     calibration, tested = chosen[: args.calibration], chosen[-args.images :]
     data = Data(
-        [normalised(images[part]) for part in calibration.split(_BATCH)],
-        [(normalised(images[part]), labels[part]) for part in tested.split(_BATCH)],
+        [normalised(images[part]) for part in torch.split(calibration, _BATCH)],
+        [(normalised(images[part]), labels[part]) for part in torch.split(tested, _BATCH)],
     )
     rows = measured(net, data, args.plans, args.repeats)
     Console(width=160).print(table("EfficientNet-Lite0, 224 pixels, onnxruntime on one thread", rows))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_effnn import deploy
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for step in range(args.steps):
             images, labels = batches[step % len(batches)]
             optimizer.zero_grad()
-            F.cross_entropy(prepared(images), labels).backward()
+            loss: Tensor = F.cross_entropy(prepared(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     rows = measured(net, data, args.plans, args.repeats, train_ if args.steps else None)

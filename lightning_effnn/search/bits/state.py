@@ -71,7 +71,7 @@ def _check_optimizer(state: object, own: Mapping[str, Any]) -> None:
     for number, averages in _mapping("optimizer.state", found["state"]).items():
         known = isinstance(number, int) and number in range(len(logits))
         _check(known, "a key of optimizer.state", number, f"a number below {len(logits)}")
-        like = dict(zip(_AVERAGES, (torch.zeros(()), logits[number], logits[number]), strict=True))
+        like = dict(zip(_AVERAGES, (torch.zeros((), device="cpu"), logits[number], logits[number]), strict=True))
         _check_like(f"optimizer.state.{number}", averages, like)
 
 
@@ -94,7 +94,7 @@ def _check_cost(cost: object, options: Mapping[str, Sequence[int]]) -> None:
                 choice,
                 "the name of a choice of this search",
             )
-        _check_like(f"{where}.table", table, torch.empty([len(options[choice]) for choice in read]))
+        _check_like(f"{where}.table", table, torch.empty([len(options[choice]) for choice in read], device="meta"))
         _check(
             isinstance(group, str) and group in references,
             f"{where}.group",
