@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from family import Family, attention_macs, copies, repeated, words
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 T, D, H = 6, 8, 2
 
@@ -196,6 +197,30 @@ class Arguments(nn.Module):
         return sum(self.a(x) for x in inputs)
 
 
+class Packed(nn.Module):
+    """Sequences whose lengths are a list, packed in the order of these lengths for a recurrent layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.rnn = nn.Linear(4, D), nn.LSTM(D, D, batch_first=True)
+
+    def forward(self, x):
+        packed = pack_padded_sequence(self.embed(x), [T] * len(x), batch_first=True, enforce_sorted=False)
+        return self.rnn(packed)[1][0]
+
+
+class Reordered(nn.Module):
+    """Samples put in another order by numbers that no tensor of the batch gave, and looked up like rows of a table."""
+
+    def __init__(self, looks_up):
+        super().__init__()
+        self.looks_up, self.a, self.b = looks_up, nn.Linear(D, D), nn.Linear(D, 16)
+
+    def forward(self, x):
+        x, order = self.a(x), torch.tensor([*reversed(range(len(x)))])
+        return self.b(self.looks_up(x, order))
+
+
 def text_with_images(n):
     ids = words(n, T, 19).clone()
     ids[:, 1:5] = 19
@@ -221,5 +246,8 @@ FAMILIES = [
     Family("normed queries", lambda n: NormedQueries(), copies(T, D), 5 * D * 4 + 5 * D * D + 5 * T * D),
     Family("one time for all samples", lambda n: Frequencies(), copies(3, 7), 7 * 11 * D),
     Family("keys drawn at random", lambda n: SampledKeys(), copies(8, D), SAMPLED),
+    Family("packed sequences", lambda n: Packed(), copies(T, 4), T * D * 4 + 8 * T * D * D),
+    Family("samples in another order", lambda n: Reordered(lambda x, i: x.index_select(0, i)), copies(D), 3 * D * D),
+    Family("samples as rows of a table", lambda n: Reordered(lambda x, i: F.embedding(i, x)), copies(D), 3 * D * D),
     Family("attention to neighbours", lambda n: Windows(), copies(T, D), 3 * T * D * D),
 ]

@@ -101,8 +101,12 @@ def look_up(call: Call, looked: Looked, where: str) -> None:
 
 def _join_indices(call: Call, looked: Looked, indices: Looked) -> None:
     """``x[arange(N), ...]``: an index made from sizes that looks into the batch is of the batch."""
-    mine = [spot.label for spot in looked[0][2] if spot.label.verdict and spot.dims and spot.dims[0][0] == 0]
-    first = call.get("indices")[0] if call.name in ("index", "_unsafe_index", "index_put") else None
+    along, first = 0, None
+    if call.name == "index_select":
+        along, first = call.get("dim") % max(1, looked[0][0].dim()), call.get("index")
+    elif call.name in ("index", "_unsafe_index", "index_put"):
+        first = call.get("indices")[0]
+    mine = [spot.label for spot in looked[0][2] if spot.label.verdict and spot.dims and spot.dims[0][0] == along]
     for tensor, _, spots in indices:
         for spot in spots:
             front = spot.dims[:1] and spot.dims[0][0] == 0

@@ -325,10 +325,12 @@ def inherit_axes(call: Call, found: Found, result: Tensor) -> tuple[tuple[Axis, 
         axes.setdefault(axis.stride, axis)
     if call.name in ("cat", "stack"):
         return _joined(call, found, result, tuple(axes.values()))
-    if rule is indexed and plain and not loose:
+    if rule in (indexed, selected, looked_up) and plain and not loose:
         if not axes:
-            return _picked(found, result), False
-        if any(axis.label.verdict for axis in axes.values()):  # rows looked up in each sample are no samples
+            return _picked(call, found, result), False
+        if rule is indexed and any(
+            axis.label.verdict for axis in axes.values()
+        ):  # rows looked up in each sample are no samples
             for axis in axes.values():
                 axis.label.refute()
     placed = {axis.label.root for axis in axes.values()}
@@ -445,16 +447,17 @@ def _joined(call: Call, found: Found, result: Tensor, axes: tuple[Axis, ...]) ->
     return tuple(kept.values()), False
 
 
-def _picked(found: Found, result: Tensor) -> tuple[Axis, ...]:
+def _picked(call: Call, found: Found, result: Tensor) -> tuple[Axis, ...]:
     """What was picked from among the batch's rows by indices of which nothing is known, drawn at random for instance.
 
     Of as many rows as the batch has, or a multiple of them, each sample is taken to have its share.
     """
     if not result.dim() or not any(index.numel() > 1 for index, _, _ in found[1:]):
         return ()
-    each, rest = divmod(result.shape[0], max((spot.rows for spot in found[0][2]), default=1))
+    along = call.get("dim") % result.dim() if call.name == "index_select" else 0
+    each, rest = divmod(result.shape[along], max((spot.rows for spot in found[0][2]), default=1))
     return tuple(
-        place(spot.label, result.shape, strides_of(result), 0, spot.rows, spot.axis.whole, each)
+        place(spot.label, result.shape, strides_of(result), along, spot.rows, spot.axis.whole, each)
         for spot in found[0][2][:1]
         if each and not rest and spot.rows == spot.axis.whole and spot.label.verdict is not False
     )

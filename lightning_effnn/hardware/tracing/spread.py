@@ -66,10 +66,16 @@ def held_by(call: Call, tensor: Tensor, own: tuple[Spot, ...], seen: Seen) -> tu
         return own
     if tensor.layout is not torch.strided:
         return ()
-    if call.name in ("index", "index_put"):
+    if call.name in ("index", "index_put", "index_select", "embedding", "_pack_padded_sequence"):
         origin, _, spots = seen.looked[0]
-        first = call.get("indices")[0] is tensor and tensor.dim() and tensor.shape[0] == origin.shape[0] > 1
-        return tuple(spot for spot in spots if first and spot.label.verdict and spot.dims[:1] and spot.dims[0][0] == 0)
+        along = call.get("dim") % max(1, origin.dim()) if call.name == "index_select" else 0
+        if call.name == "_pack_padded_sequence" and not call.get("batch_first"):
+            along = 1
+        first = call.get("indices")[0] if call.name in ("index", "index_put") else tensor
+        if first is not tensor or not tensor.dim() or not tensor.shape[0] == origin.shape[along] > 1:
+            return ()
+        found = [spot for spot in spots if spot.label.verdict and spot.dims[:1] and spot.dims[0][0] == along]
+        return tuple(spot._replace(dims=((0, *spot.dims[0][1:]), *spot.dims[1:])) for spot in found)
     if not call.elementwise:
         return ()
     for other, _, spots in seen.looked:
