@@ -31,6 +31,7 @@ from lightning_effnn.compression import (
 )
 from lightning_effnn.compression.activations import check_bits
 from lightning_effnn.compression.plots import weight_figure
+from lightning_effnn.compression.pruning import check_sparsity
 from lightning_effnn.compression.stages import STAGES, Stages
 from lightning_effnn.formats.tagging import aside
 from lightning_effnn.quantization import Attachment, Selection, strip_, weight_sites
@@ -127,6 +128,7 @@ class FocusedCompression(RoundingCallback):
         ):
             if value not in accepted:
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, accepted))} is needed")
+        check_sparsity(sparsity)
         if activations is not None:
             check_bits(activations)
             if quantize is None:

@@ -88,10 +88,11 @@ class Layer:
 
         It gets their memory in place of its own, which saves two copies a step. Where other tensors see its own memory
         too (parameters in one piece, a view that somebody keeps), they have to see the latent values as well, which are
-        copied there.
+        copied there. So do other processes, if the memory is shared with them.
         """
         parameter = self.site.parameter
-        if type(parameter.data) is Tensor and owners(parameter) == owners(self.latent) == 1:
+        shared = parameter.device.type == "cpu" and parameter.is_shared()  # tensors of an accelerator always say so
+        if type(parameter.data) is Tensor and not shared and owners(parameter) == owners(self.latent) == 1:
             self._memory, parameter.data = parameter.data, self.latent
         else:
             parameter.detach().copy_(self.latent)

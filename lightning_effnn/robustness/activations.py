@@ -118,10 +118,12 @@ class _NaturalStatistics(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
-        if in_checkpoint():
-            raise ValueError(_NORMALISED_AGAIN)
         given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
         given.apply_defaults()
+        if not given.arguments["training"]:  # frozen: its running statistics are the network's
+            return func(*args, **kwargs)
+        if in_checkpoint():
+            raise ValueError(_NORMALISED_AGAIN)
         x, weight, bias = (given.arguments[name] for name in ("input", "weight", "bias"))
         if self.natural == self.inputs:
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, given.arguments["eps"])
@@ -177,7 +179,7 @@ def natural_statistics(natural: int, inputs: int) -> Iterator[None]:
 
     Running statistics lag behind the weights: a penalty that is taken with them is lowered by weights that outrun them,
     and nothing is gained once they have caught up. Statistics of the crafted inputs themselves would hide what an
-    attack does. Applies to batch norm of one to three dimensions.
+    attack does. Applies to batch norm of one to three dimensions that is in train mode.
 
     Args:
         natural: inputs at the beginning of the batch that the statistics are of, at least 1.

@@ -233,6 +233,7 @@ def test_an_exception_leaves_the_projected_weights():
     ("arguments", "words"),
     [
         ({"sparsity": 1.0}, "sparsity=1.0"),
+        ({"sparsity": 7.0, "prune": None}, "sparsity=7.0"),
         ({"bits": 2}, "bits=2"),
         ({"prune": (0.5, 0.1)}, r"prune=\(0.5, 0.1\): the end lies before"),
         ({"prune": (0.5, 1.5)}, "1.5 is neither a fraction"),

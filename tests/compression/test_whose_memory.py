@@ -116,6 +116,18 @@ def test_what_others_wrote_is_projected_altogether(sparsity, method):
     assert ((model.weight == 0) | layer.mask).all()
 
 
+def test_memory_that_other_processes_see_is_kept():
+    model, projector, layer = compressed()
+    model.share_memory()
+    kept, optimizer = [], torch.optim.SGD(model.parameters(), LR)
+    optimizer.register_step_post_hook(lambda *_: kept.append(model.weight.detach()))
+    place = model.weight.data_ptr()
+    stepped(model, projector, optimizer)
+    assert model.weight.is_shared()
+    assert model.weight.data_ptr() == place
+    assert torch.equal(model.weight, layer.projection())
+
+
 def test_a_state_loaded_after_a_step_that_failed():
     model, projector, layer = compressed()
     state, optimizer = projector.state_dict(), torch.optim.SGD(model.parameters(), LR)

@@ -222,6 +222,16 @@ class TestTraining:
         assert torch.allclose(y[:5], natural, atol=1e-5)
         assert torch.equal(norm.running_mean, running)
 
+    def test_frozen_statistics_are_kept_inside_a_checkpoint_too(self):
+        norm, x = nn.BatchNorm2d(3).eval(), torch.randn(8, 3, 5, 5, requires_grad=True)
+        norm.running_mean.fill_(2.0)
+        with natural_statistics(5, 8):
+            assert torch.equal(norm(x), norm(x.detach()))
+            assert torch.equal(checkpoint(norm, x, use_reentrant=False), norm(x))
+        with natural_statistics(5, 8):
+            within = norm(x)
+        assert torch.equal(within, norm(x))
+
     @pytest.mark.parametrize("affine", [True, False])
     def test_gradients_are_those_of_the_formula(self, affine):
         generator = torch.Generator().manual_seed(0)
