@@ -83,9 +83,10 @@ class Projector:
             sites: from :func:`~lightning_effnn.quantization.weight_sites`.
 
         Raises:
-            ValueError: a weight with NaN or infinity.
+            ValueError: a weight with NaN or infinity, two parameters in one piece of memory.
         """
         check_finite(sites)
+        _check_apart(sites)
         before = {id(layer.site.parameter): layer for layer in self.layers}
         grows = self.method == "dns"
         self.layers = [before.get(id(site.parameter)) or Layer.of(site, grows=grows) for site in sites]
@@ -317,3 +318,17 @@ class Projector:
         for layer in self.layers:
             layer.load_state_dict(state["layers"][layer.site.name])
         self.project()
+
+
+def _check_apart(sites: Sequence[Site]) -> None:
+    """Refuse what would be two latent values of one number."""
+    places: dict[int, Site] = {}
+    for site in sites:
+        weight = site.parameter
+        place = weight.data_ptr() if type(weight.data) is Tensor and weight.numel() else 0
+        first = places.setdefault(place, site) if place else site
+        if first.parameter is not weight:
+            raise ValueError(
+                f"{first.name} and {site.name} are two parameters in one piece of memory: make them one parameter"
+                f" of two modules, or exclude one"
+            )

@@ -128,6 +128,16 @@ def test_memory_that_other_processes_see_is_kept():
     assert torch.equal(model.weight, layer.projection())
 
 
+def test_two_parameters_in_one_piece_of_memory_are_refused_and_one_in_two_modules_is_not():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    with pytest.raises(ValueError, match=r"0.weight and 1.weight are two parameters in one piece of memory"):
+        Projector(model)
+    model[1].weight = model[0].weight
+    assert len(Projector(model).layers) == 1
+    Projector(nn.LSTM(4, 4))
+
+
 def test_a_state_loaded_after_a_step_that_failed():
     model, projector, layer = compressed()
     state, optimizer = projector.state_dict(), torch.optim.SGD(model.parameters(), LR)
