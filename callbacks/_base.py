@@ -28,7 +28,7 @@ class EffnnCallback(Callback):
     """A callback that logs under a prefix, and leaves nothing behind where a fit ends or fails.
 
     Args:
-        prefix: first part of the logged keys; callbacks of one class with different ones go together.
+        prefix: first part of the logged keys; callbacks of one class with different ones have states of their own.
     """
 
     takes_shards: ClassVar[bool] = False
@@ -67,8 +67,8 @@ class EffnnCallback(Callback):
         """Log the callback's name and arguments as hyperparameters of the run, under its prefix."""
         if not trainer.is_global_zero:
             return
-        arguments = list(inspect.signature(type(self).__init__).parameters)[1:]
-        parameters = {"callback": self.name} | {name: _plain(getattr(self, name)) for name in arguments}
+        known = [name for name in inspect.signature(type(self).__init__).parameters if name in vars(self)]
+        parameters = {"callback": self.name} | {name: _plain(getattr(self, name)) for name in known}
         for logger in trainer.loggers:
             logger.log_hyperparams({self.prefix: parameters})
 

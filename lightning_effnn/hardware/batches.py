@@ -14,7 +14,7 @@ from lightning_effnn._random import random_state_kept
 from lightning_effnn.hardware.accelerator import Accelerator
 from lightning_effnn.hardware.cost import estimate
 from lightning_effnn.hardware.report import CostReport
-from lightning_effnn.hardware.trace import trace
+from lightning_effnn.hardware.trace import Trace, trace
 from lightning_effnn.hardware.tracing.batch import Batch, graph_data_of, inspect_batch, samples_of
 from lightning_effnn.hardware.tracing.run import named_arguments
 
@@ -42,10 +42,7 @@ class BatchCheck:
     def differences(self) -> dict[str, float]:
         """The largest difference of each figure from that of the smallest batch, relative to it."""
         first, *others = (self.figures[size] for size in sorted(self.figures))
-        return {
-            name: max((abs(other[name] - value) for other in others), default=0.0) / (abs(value) or 1.0)
-            for name, value in first.items()
-        }
+        return {name: max((_apart({name: other[name]}, first) for other in others), default=0.0) for name in first}
 
     @property
     def agrees(self) -> bool:
@@ -90,8 +87,8 @@ def check_batches(
         inferences: how many inferences the inputs hold; found if ``None``.
 
     Raises:
-        ValueError: if ``sizes`` are not two or more different integers of at least 1, or no batches can be made of
-            the inputs.
+        ValueError: if ``sizes`` are not two or more different integers of at least 1, no batches can be made of the
+            inputs, or the model doesn't run on one of them.
 
     Example:
         >>> check_batches(nn.Linear(4, 3), torch.ones(8, 4)).agrees
@@ -107,9 +104,8 @@ def check_batches(
     reports: dict[int, CostReport] = {}
     for n in sorted(set(sizes)):
         args, named = _copies((inputs, kwargs), _Given(batch, samples, graph), n)
-        with random_state_kept(t.device for t in model.parameters()):
-            torch.manual_seed(0)
-            traced = trace(model, *args, batch_dim=batch_dim, inferences=None if inferences is None else n, **named)
+        said = {"batch_dim": batch_dim, "inferences": None if inferences is None else n}
+        traced = _traced(model, args, named | said, n, seed=0)
         if traced.traced_batch_size not in (n, None):
             raise ValueError(
                 f"what was meant as {n} inferences the model takes for {traced.traced_batch_size}: say batch_dim, and"
@@ -117,7 +113,27 @@ def check_batches(
             )
         reports[n] = estimate(traced, accelerator)
     notes = sorted({note for report in reports.values() for note in report.notes})
+    again = estimate(_traced(model, args, named | said, n, seed=1), accelerator)
+    if _apart(_figures(again), _figures(reports[n])) > EQUAL:
+        notes.insert(0, f"the model draws random numbers: two batches of {n} differ as well, by what was drawn")
     return BatchCheck({n: _figures(report) for n, report in reports.items()}, _modules(reports), tuple(notes))
+
+
+def _traced(model: nn.Module, args: Any, options: dict[str, Any], size: int, seed: int) -> Trace:
+    with random_state_kept(t.device for t in model.parameters()):
+        torch.manual_seed(seed)
+        try:
+            return trace(model, *args, **options)
+        except Exception as error:  # of whatever kind the model's own code raises
+            raise ValueError(
+                f"the model doesn't run on a batch of {size} copies of the first sample: {error}; call"
+                " hardware.check_batches with sizes that it takes"
+            ) from error
+
+
+def _apart(figures: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """The largest difference, relative to the reference."""
+    return max(abs(value - reference[name]) / (abs(reference[name]) or 1.0) for name, value in figures.items())
 
 
 def _figures(report: CostReport) -> dict[str, float]:

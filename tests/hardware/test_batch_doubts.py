@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_effnn import hardware
 
@@ -223,3 +224,34 @@ def test_what_cannot_be_checked_is_refused(given, options, said):
 
     with pytest.raises(ValueError, match=said):
         hardware.check_batches(Steps(), *given, **options)
+
+
+class Halves(nn.Module):
+    """Takes even batches alone."""
+
+    def forward(self, x):
+        a, b = x.chunk(2)
+        return a @ b.T
+
+
+class Chance(nn.Module):
+    """Zeros that are drawn, in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.a(F.dropout(x, 0.5, training=True))
+
+
+def test_a_model_that_takes_other_batches_is_said_to():
+    with pytest.raises(ValueError, match=r"doesn't run on a batch of 1 copies .*check_batches with sizes"):
+        hardware.check_batches(Halves(), torch.ones(4, 8))
+    assert not hardware.check_batches(Halves(), torch.ones(4, 8), sizes=(2, 4)).agrees  # samples times samples
+
+
+def test_chance_is_told_from_what_the_batch_does():
+    found = hardware.check_batches(Chance(), torch.ones(4, 8))
+    assert "draws random numbers" in found.notes[0]
+    assert not any("random" in note for note in hardware.check_batches(nn.Linear(8, 8), torch.ones(4, 8)).notes)
