@@ -91,7 +91,8 @@ class Layer:
         copied there. So do other processes, if the memory is shared with them.
         """
         parameter = self.site.parameter
-        shared = parameter.device.type == "cpu" and parameter.is_shared()  # tensors of an accelerator always say so
+        # An accelerator's memory always says that it is shared.
+        shared = parameter.device.type == "cpu" and parameter.untyped_storage().is_shared()
         if type(parameter.data) is Tensor and not shared and owners(parameter) == owners(self.latent) == 1:
             self._memory, parameter.data = parameter.data, self.latent
         else:

@@ -231,7 +231,19 @@ class Halves(nn.Module):
 
     def forward(self, x):
         a, b = x.chunk(2)
-        return a @ b.T
+        return a + b
+
+
+class Contrast(nn.Module):
+    """How alike each sample is to each other one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 4)
+
+    def forward(self, x):
+        z = self.a(x)
+        return z @ z.T
 
 
 class Chance(nn.Module):
@@ -248,7 +260,13 @@ class Chance(nn.Module):
 def test_a_model_that_takes_other_batches_is_said_to():
     with pytest.raises(ValueError, match=r"doesn't run on a batch of 1 copies .*check_batches with sizes"):
         hardware.check_batches(Halves(), torch.ones(4, 8))
-    assert not hardware.check_batches(Halves(), torch.ones(4, 8), sizes=(2, 4)).agrees  # samples times samples
+    hardware.check_batches(Halves(), torch.ones(4, 8), sizes=(2, 4))
+
+
+def test_products_between_inferences_are_said():
+    (note,) = hardware.trace(Contrast(), torch.ones(4, 8)).notes
+    assert "mm in the model: each inference of the batch is multiplied with all others" in note
+    assert not hardware.trace(Contrast(), torch.ones(1, 8)).notes
 
 
 def test_chance_is_told_from_what_the_batch_does():

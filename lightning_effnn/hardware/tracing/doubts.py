@@ -95,6 +95,12 @@ def said(
     summed = [(draft, work) for draft, work in counted if _sums(draft)]
     if sum(work for _, work in summed) > least:
         notes.append(f"{_named(summed)}: a product sums over the inferences of the batch; {_TELLS}")
+    paired = [(draft, work) for draft, work in counted if _pairs(draft)]
+    if sum(work for _, work in paired) > least:
+        notes.append(
+            f"{_named(paired)}: each inference of the batch is multiplied with all others, and its product with itself"
+            f" alone is counted; {_TELLS}"
+        )
     sorts = [(draft, work) for draft, work in counted if (draft.op, draft.name) in chosen]
     if any(draft.op in _CHOOSES for draft, _ in sorts) or sum(work for _, work in sorts) > least:
         notes.append(
@@ -123,6 +129,11 @@ def _is_made_for(draft: Draft, inferences: int) -> bool:
 
 def _sums(draft: Draft) -> bool:
     return draft.w_varies and any(label.verdict and first for label, _, _, first in draft.held.get("C", ()))
+
+
+def _pairs(draft: Draft) -> bool:
+    rows = {label.root for label, *_ in draft.held.get("B", ()) if label.verdict}
+    return any(label.root in rows for label, *_ in draft.held.get("K", ()))
 
 
 def _work(draft: Draft) -> int:
