@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_effnn.hardware.tracing import dispatch
 
+pytest.register_assert_rewrite("callback_cases", "features_training", "features_trainer")
 MOST_STEPS = 32
 """Steps of one optimiser after which a test is said to train; shorter fits are there for something else."""
 

@@ -9,7 +9,7 @@ shared, tells what.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from lightning_effnn.hardware.tracing import tables
 from lightning_effnn.hardware.tracing.drafts import Draft
@@ -25,16 +25,95 @@ _TELLS = "a batch of one tells what one inference costs"
 
 Where = tuple[str, str]
 """An operation and the module that it runs in."""
+Work = tuple[Draft, float]
+"""An operation and how much it does."""
 
 
-def chooses(call: Call, seen: Seen) -> bool:
+class Doubts:
+    """What is noticed of the batch while a network runs, and said at the end."""
+
+    def __init__(self) -> None:
+        self._chosen: set[Where] = set()  # where rows of several inferences are sorted or chosen from
+        self._cut: set[Where] = set()  # where merged rows are cut elsewhere than between samples
+
+    def notice(self, call: Call, seen: Seen, module: str, *, graphs: bool) -> None:
+        """Look at one call.
+
+        Args:
+            call: what ran.
+            seen: what it read.
+            module: where it ran.
+            graphs: whether the batch is one of graphs, whose nodes are picked anywhere.
+        """
+        if call.backward:
+            return
+        if _chooses(call, seen):
+            self._chosen.add((call.name, module))
+        if not graphs and _cuts(seen):
+            self._cut.add((call.name, module))
+
+    def said(self, drafts: Sequence[Draft], inferences: int | None) -> list[str]:
+        """The notes of a trace; none of a batch of one.
+
+        Args:
+            drafts: all operations.
+            inferences: how many there are in the batch that ran.
+        """
+        if inferences is None or inferences == 1:
+            return []
+        forward: list[Work] = [(draft, _work(draft)) for draft in drafts if draft.phase == "forward"]
+        counted = [(draft, work) for draft, work in forward if draft.charged()]
+        least = WORTH * sum(work for _, work in counted)
+        unread = [(draft, work) for draft, work in counted if draft.varies and not _holds(draft)]
+        made = [(draft, work) for draft, work in forward if not draft.charged() and _is_made_for(draft, inferences)]
+        found: list[tuple[list[Work], str]] = [
+            (
+                unread,
+                "it depends on the batch, and no axis of it is the batch: counted whole, as if it were done once for"
+                " all",
+            ),
+            (
+                made,
+                "what is multiplied was made from sizes alone, was taken for a constant, and has a multiple of"
+                f" {inferences} rows; if these are of the batch, it is work of each inference",
+            ),
+        ]
+        if not any(draft.phase == "backward" for draft in drafts):  # gradients of weights are sums over the batch
+            found += self._between_inferences(counted)
+        return [f"{_named(of)}: {what}; {_TELLS}" for of, what in found if sum(work for _, work in of) > least]
+
+    def _between_inferences(self, counted: Sequence[Work]) -> list[tuple[list[Work], str]]:
+        """What one inference has to do with others, and how to say it."""
+        return [
+            (
+                [(draft, work) for draft, work in counted if _sums(draft)],
+                "a product sums over the inferences of the batch",
+            ),
+            (
+                [(draft, work) for draft, work in counted if _pairs(draft)],
+                "each inference of the batch is multiplied with all others, and its product with itself alone is"
+                " counted",
+            ),
+            (
+                [(d, _with_what_follows(d, work)) for d, work in counted if (d.op, d.name) in self._chosen],
+                "rows of several inferences are sorted or chosen together, and what follows may grow with the batch",
+            ),
+            (
+                [(draft, work) for draft, work in counted if (draft.op, draft.name) in self._cut],
+                "whose rows these are isn't known, for those of several inferences were cut elsewhere than between"
+                " two of them",
+            ),
+        ]
+
+
+def _chooses(call: Call, seen: Seen) -> bool:
     """Whether an operation sorts or chooses among the rows of several inferences.
 
     Args:
         call: the operation.
         seen: what it read.
     """
-    if call.backward or call.name not in tables.SORTS | _CHOOSES or not seen.looked:
+    if call.name not in tables.SORTS | _CHOOSES or not seen.looked:
         return False
     source, _, spots = seen.looked[0]
     dim = call.get("dim") if call.name != "multinomial" else -1
@@ -42,7 +121,7 @@ def chooses(call: Call, seen: Seen) -> bool:
     return any(spot.label.verdict and spot.rows > 1 and spot.dims[:1] and spot.dims[0][0] == along for spot in spots)
 
 
-def cuts(seen: Seen) -> bool:
+def _cuts(seen: Seen) -> bool:
     """Whether an operation reads a part of merged rows, of which it isn't known whose they are.
 
     A part of one sample's size is taken for a sample, and one of the batch's size, such as one of two views, for all.
@@ -56,64 +135,6 @@ def cuts(seen: Seen) -> bool:
             if elsewhere or several:
                 return True
     return False
-
-
-def said(
-    drafts: Sequence[Draft], chosen: Collection[Where], cut: Collection[Where], inferences: int | None
-) -> list[str]:
-    """The notes of a trace; none of a batch of one.
-
-    Args:
-        drafts: all operations.
-        chosen: where rows of several inferences were sorted or chosen from.
-        cut: where merged rows were cut elsewhere than between samples.
-        inferences: how many there are in the batch that ran.
-    """
-    if inferences is None or inferences == 1:
-        return []
-    counted = [(draft, _work(draft)) for draft in drafts if draft.phase == "forward" and draft.charged()]
-    least = WORTH * sum(work for _, work in counted)
-    notes: list[str] = []
-    unread = [(draft, work) for draft, work in counted if draft.varies and not _holds(draft)]
-    if sum(work for _, work in unread) > least:
-        notes.append(
-            f"{_named(unread)}: it depends on the batch, and no axis of it is the batch: counted whole, as if it were"
-            f" done once for all; {_TELLS}"
-        )
-    made = [
-        (draft, _work(draft))
-        for draft in drafts
-        if draft.phase == "forward" and not draft.charged() and _is_made_for(draft, inferences)
-    ]
-    if sum(work for _, work in made) > least:
-        notes.append(
-            f"{_named(made)}: what is multiplied was made from sizes alone, was taken for a constant, and has a"
-            f" multiple of {inferences} rows; if these are of the batch, it is work of each inference; {_TELLS}"
-        )
-    if any(draft.phase == "backward" for draft in drafts):
-        return notes  # gradients of weights are sums over the batch
-    summed = [(draft, work) for draft, work in counted if _sums(draft)]
-    if sum(work for _, work in summed) > least:
-        notes.append(f"{_named(summed)}: a product sums over the inferences of the batch; {_TELLS}")
-    paired = [(draft, work) for draft, work in counted if _pairs(draft)]
-    if sum(work for _, work in paired) > least:
-        notes.append(
-            f"{_named(paired)}: each inference of the batch is multiplied with all others, and its product with itself"
-            f" alone is counted; {_TELLS}"
-        )
-    sorts = [(draft, work) for draft, work in counted if (draft.op, draft.name) in chosen]
-    if any(draft.op in _CHOOSES for draft, _ in sorts) or sum(work for _, work in sorts) > least:
-        notes.append(
-            f"{_named(sorts)}: rows of several inferences are sorted or chosen together, and what follows may grow with"
-            f" the batch; {_TELLS}"
-        )
-    parts = [(draft, work) for draft, work in counted if (draft.op, draft.name) in cut]
-    if sum(work for _, work in parts) > least:
-        notes.append(
-            f"{_named(parts)}: whose rows these are isn't known, for those of several inferences were cut elsewhere"
-            f" than between two of them; {_TELLS}"
-        )
-    return notes
 
 
 def _holds(draft: Draft) -> bool:
@@ -136,15 +157,19 @@ def _pairs(draft: Draft) -> bool:
     return any(label.root in rows for label, *_ in draft.held.get("K", ()))
 
 
+def _with_what_follows(draft: Draft, work: float) -> float:
+    return math.inf if draft.op in _CHOOSES else work
+
+
 def _work(draft: Draft) -> int:
     if draft.extents:
         return draft.repeats * math.prod(draft.extents.values())
     return max(draft.operations[0], sum(number for number, _ in (*draft.reads, *draft.writes)))
 
 
-def _named(found: Iterable[tuple[Draft, int]]) -> str:
+def _named(found: Iterable[Work]) -> str:
     """The operations with most work, and their modules."""
-    works: dict[Where, int] = {}
+    works: dict[Where, float] = {}
     for draft, work in found:
         where = (draft.op, draft.name)
         works[where] = works.get(where, 0) + work

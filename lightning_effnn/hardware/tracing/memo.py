@@ -11,7 +11,7 @@ refutes one) makes no step: it is looked at each time.
 
 Such a key takes as long as a small operation, so a step is found by a shorter one where it can be: a loop that has
 settled hands the same :class:`Known` on from step to step, and which objects those are tells all about them, while
-their labels are what they were (:meth:`Found.holds`).
+their labels are what they were (:mod:`lightning_effnn.hardware.tracing.steps`).
 """
 
 from __future__ import annotations
@@ -47,28 +47,6 @@ Results = tuple[Layouts, list[Record]]
 _LABELLED = ("share", "w_labels", "held", "reads", "writes", "operations", "labels", "constants")
 """Fields of a draft with labels in them."""
 _plain = attrgetter(*(name for name in STATE if name not in ("axes", "copies", "active")))
-
-
-@dataclass(slots=True, eq=False)
-class Found:
-    """A step that was found by its key.
-
-    Attributes:
-        key: from :func:`key_of`.
-        roots: the labels in it.
-        step: what the call leads to.
-    """
-
-    key: Key
-    roots: tuple[Label, ...]
-    step: Step
-
-    def holds(self) -> bool:
-        """Whether nothing has been learnt of the labels since then."""
-        for label, traits in zip(self.roots, self.key[-1], strict=True):  # type: ignore[call-overload]
-            if label.root is not label or _traits_of(label) != traits:
-                return False
-        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -422,10 +400,11 @@ def _state(known: Known, labels: list[Label]) -> Key:
 
 
 def _traits(roots: Sequence[Label]) -> Key:
-    return tuple([_traits_of(root) for root in roots])
+    return tuple([traits_of(root) for root in roots])
 
 
-def _traits_of(root: Label) -> Key:
+def traits_of(root: Label) -> Key:
+    """What is known of a label."""
     return root.size, root.verdict, root.given, root.mixed
 
 

@@ -39,6 +39,11 @@ class Product:
     repeats: int = 1
     w_format: NumberFormat | None = None
 
+    @property
+    def writes(self) -> Sequence[Tensor]:
+        """The tensors written."""
+        return () if self.output is None else (self.output,)
+
 
 @dataclass(slots=True)
 class Vector:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_effnn.formats import NumberFormat
-from lightning_effnn.hardware.tracing import doubts, evidence, spread, tables
+from lightning_effnn.hardware.tracing import evidence, spread, tables
 from lightning_effnn.hardware.tracing.axes import NOWHERE, Axis, Label, Spot
 from lightning_effnn.hardware.tracing.batch import Batch
 from lightning_effnn.hardware.tracing.constants import reads
+from lightning_effnn.hardware.tracing.doubts import Doubts
 from lightning_effnn.hardware.tracing.drafts import Deployment, Draft, Size, Source
 from lightning_effnn.hardware.tracing.flow import filled, inherit_axes
 from lightning_effnn.hardware.tracing.holdings import Holdings
 from lightning_effnn.hardware.tracing.memo import (
-    Found,
-    Key,
     Met,
     Results,
     Step,
-    key_of,
     results_of,
-    short_key_of,
     step_of,
 )
 from lightning_effnn.hardware.tracing.modules import clean_name
 from lightning_effnn.hardware.tracing.pieces import Call, Piece, Product, Vector
 from lightning_effnn.hardware.tracing.seen import Place, Seen
+from lightning_effnn.hardware.tracing.steps import Steps
 from lightning_effnn.hardware.tracing.storage import (
     Record,
     StorageBook,
@@ -40,8 +37,6 @@ from lightning_effnn.hardware.tracing.storage import (
 
 _LOSS_INPUT = "_log_softmax"  # cross entropy is this and nll_loss
 _NOTHING: tuple[Spot, ...] = ()
-_NEVER: Any = object()
-_MOST_FOUND = 4096  # steps in a loop; where labels are made anew in each, what was found is never found again
 
 
 class Recorder:
@@ -58,12 +53,9 @@ class Recorder:
         self.batch: Batch | None = None
         self.lost: set[str] = set()
         self._drawing: set[str] = set()  # modules that look up what random numbers say
-        self._choosing: set[doubts.Where] = set()  # where rows of several inferences are sorted or chosen from
-        self._cutting: set[doubts.Where] = set()  # where merged rows are cut elsewhere than between samples
+        self._doubts = Doubts()
         self._reading = ""  # what a module said of the axes
-        self._steps: dict[Key, Step | None] = {}  # by call; of one that came once it is None
-        self._found: dict[Key, Found] = {}  # by the short key
-        self._extents: tuple[object, ...] = ()  # those that are known since then
+        self._steps = Steps(self.book)
         self._settled = False  # a module has said which axis holds steps
         self._deployed = deployed
         self.holdings = Holdings(self.book)
@@ -100,7 +92,6 @@ class Recorder:
         """Take these tensors as the batch: what depends on them is rescaled."""
         self.batch = batch
         self._steps.clear()
-        self._found.clear()
         self.holdings.see(batch)
 
     def hear(self, name: str, tensor: Tensor) -> None:
@@ -157,7 +148,7 @@ class Recorder:
                 f"random numbers decide what {', '.join(sorted(self._drawing))} looks up: the figures are those of one"
                 " draw"
             )
-        notes += doubts.said(self.drafts, self._choosing, self._cutting, size)
+        notes += self._doubts.said(self.drafts, size)
         if self.lost:
             notes.append(
                 f"where the batch lies in the results of {', '.join(sorted(self.lost))} could not be told: their"
@@ -226,31 +217,7 @@ class Recorder:
         """
         if self.holdings.marks(inputs):
             return None
-        keyed = short_key_of(kind, arguments, inputs, self.book, place)
-        if keyed is None:
-            return None
-        extents = self.holdings.extents()
-        if extents != self._extents or len(self._found) > _MOST_FOUND:
-            self._found.clear()
-            self._extents = extents
-        short, records = keyed
-        try:
-            found = self._found.get(short)
-        except TypeError:  # an argument has no hash, such as a size that isn't a number yet
-            return None
-        if found is not None and found.holds():
-            met = Met(found.key, found.roots, records, found.step)
-        else:
-            met = key_of(short, records, extents)
-            met.step = self._steps.get(met.key, _NEVER)
-            if met.step is _NEVER:
-                self._steps[met.key] = met.step = None
-                return None
-            if met.step is not None:
-                self._found[short] = Found(met.key, met.roots, met.step)
-        if met.step is not None:
-            met.counts = met.step.counts(inputs, records, self.book)
-        return met
+        return self._steps.meet(kind, arguments, inputs, place, self.holdings.extents())
 
     def repeat(self, met: Met, step: Step, inputs: Sequence[Tensor], outputs: Sequence[Tensor], place: Place) -> bool:
         """Add a call whose step is known, after it ran; ``False`` if its results are others than that step's."""
@@ -292,9 +259,7 @@ class Recorder:
     ) -> None:
         if len(pieces) > 1 or any(isinstance(p, Vector) and (p.loss or p.kind == "unknown") for p in pieces):
             return
-        if met.step is not None:
-            self._found.clear()
-        self._steps[met.key] = step_of(met, results, call, seen, *zip(pieces, drafts, strict=False))
+        self._steps.remember(met, step_of(met, results, call, seen, *zip(pieces, drafts, strict=False)))
 
     def record(self, call: Call, seen: Seen, pieces: Sequence[Piece], place: Place, met: Met | None = None) -> None:
         """Add one call, after it ran.
@@ -314,10 +279,7 @@ class Recorder:
             evidence.look_up(call, seen.looked, place.name)
             if call.name in tables.GATHERS and any(r is not None and r.drawn for _, r, _ in seen.looked[1:]):
                 self._drawing.add(place.name or "the model")
-        if doubts.chooses(call, seen):
-            self._choosing.add((call.name, place.name))
-        if not self.holdings.graphs and not call.backward and doubts.cuts(seen):
-            self._cutting.add((call.name, place.name))
+        self._doubts.notice(call, seen, place.name, graphs=bool(self.holdings.graphs))
         multiplies = any(isinstance(piece, Product) for piece in pieces)
         records = self._inherit(call, seen, seen.format if call.keeps_format else None, multiplies)
         for _, record, _ in seen.looked:
@@ -372,7 +334,7 @@ class Recorder:
             if index < len(self.drafts) and self.drafts[index].piece is piece:
                 self.drafts[index].piece = None
                 if len(pieces) > 1:
-                    for tensor in _results(piece):
+                    for tensor in piece.writes:
                         record = self.book.of(tensor)
                         if record is not None:
                             record.producer = index
@@ -533,9 +495,3 @@ def _active(seen: Seen, multiplies: bool) -> tuple[Label, ...]:
     if multiplies:
         labels |= {spot.label.root: spot.label for _, _, spots in seen.looked for spot in spots}
     return tuple(label for label in labels.values() if label.verdict is not False)
-
-
-def _results(piece: Piece) -> Sequence[Tensor]:
-    if isinstance(piece, Vector):
-        return piece.writes
-    return () if piece.output is None else (piece.output,)
