@@ -41,6 +41,11 @@ class Trained:
     metric: float
 
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False,
+}  # fmt: skip
+"""What the Trainers of projects that leave it to their users are made with."""
 Train = Callable[[list[Any]], Trained]
 """The project's training: takes callbacks, seeds everything, builds a new model each time."""
 

@@ -39,7 +39,7 @@ def train(callbacks: list[Any]) -> Any:
     from rdkit import Chem
     from rdkit.Chem.Crippen import MolLogP
 
-    from lightning_effnn.recipes.wild._common import Trained
+    from lightning_effnn.recipes.wild._common import QUIET, Trained
 
     pl.seed_everything(0, verbose=False)
     found = [text for text in molecules(400) if Chem.MolFromSmiles(text)]
@@ -61,10 +61,7 @@ def train(callbacks: list[Any]) -> Any:
         max_lr=5e-3,
         final_lr=5e-4,
     )
-    trainer = pl.Trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", max_epochs=20, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = pl.Trainer(max_epochs=20, callbacks=callbacks, **QUIET)
     trainer.fit(model, loaders[0], loaders[1])
     predicted: Any = trainer.predict(model, loaders[2])
     truth = np.concatenate([np.atleast_1d(point.y) for point in points[last:]])

@@ -40,7 +40,7 @@ def train(callbacks: list[Any]) -> Any:
     from torch import nn
     from torch.utils.data import DataLoader, Dataset
 
-    from lightning_effnn.recipes.wild._common import Trained
+    from lightning_effnn.recipes.wild._common import QUIET, Trained
 
     class BYOL(pl.LightningModule):
         def __init__(self) -> None:
@@ -98,10 +98,7 @@ def train(callbacks: list[Any]) -> Any:
     )
     loader = DataLoader(Views(images[:learned], transform), batch_size=64, shuffle=True, drop_last=True)
     model = BYOL()
-    trainer = pl.Trainer(
-        max_epochs=10, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = pl.Trainer(max_epochs=10, devices=1, callbacks=callbacks, **QUIET)
     trainer.fit(model, loader)
     x = torch.from_numpy(levels / 255).float()[:, None].expand(-1, 3, -1, -1)
     with torch.no_grad():

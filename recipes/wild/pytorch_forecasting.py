@@ -26,7 +26,7 @@ def train(callbacks: list[Any]) -> Any:
     from pytorch_forecasting.data import GroupNormalizer
     from pytorch_forecasting.data.examples import generate_ar_data
 
-    from lightning_effnn.recipes.wild._common import Trained
+    from lightning_effnn.recipes.wild._common import QUIET, Trained
 
     pl.seed_everything(0, verbose=False)
     table = generate_ar_data(n_series=20, timesteps=60, seed=0).astype({"series": str})
@@ -46,10 +46,7 @@ def train(callbacks: list[Any]) -> Any:
         training, learning_rate=0.02, hidden_size=16, attention_head_size=2, dropout=0.0, hidden_continuous_size=8,
         loss=QuantileLoss(), log_interval=-1,
     )  # fmt: skip
-    trainer = pl.Trainer(
-        max_epochs=10, accelerator="cpu", gradient_clip_val=0.1, limit_train_batches=10, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = pl.Trainer(max_epochs=10, gradient_clip_val=0.1, limit_train_batches=10, callbacks=callbacks, **QUIET)
     trainer.fit(model, *loaders)
     settings = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
     found = model.predict(loaders[1], return_y=True, trainer_kwargs=settings)

@@ -31,7 +31,7 @@ def train(callbacks: list[Any]) -> Any:
     from torch.nn import functional as F
     from torch.utils.data import DataLoader, TensorDataset
 
-    from lightning_effnn.recipes.wild._common import Trained
+    from lightning_effnn.recipes.wild._common import QUIET, Trained
 
     class Classifier(L.LightningModule):
         def __init__(self) -> None:
@@ -61,10 +61,7 @@ def train(callbacks: list[Any]) -> Any:
         DataLoader(torch.utils.data.Subset(data, range(cut, len(data))), batch_size=100),
     )
     model = Classifier()
-    trainer = L.Trainer(
-        max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = L.Trainer(max_epochs=8, callbacks=callbacks, **QUIET)
     trainer.fit(model, training, validation)
     (found,) = trainer.validate(model, validation, verbose=False)
     return Trained(model, trainer, float(found["accuracy"]))

@@ -29,7 +29,7 @@ def train(callbacks: list[Any]) -> Any:
     from torch.utils.data import DataLoader, TensorDataset
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from lightning_effnn.recipes.wild._common import Trained
+    from lightning_effnn.recipes.wild._common import QUIET, Trained
 
     class GPT2(L.LightningModule):
         def __init__(self, config: Any) -> None:
@@ -58,10 +58,7 @@ def train(callbacks: list[Any]) -> Any:
     )
     config = GPT2Config(vocab_size=128, n_positions=64, n_embd=64, n_layer=2, n_head=4)
     model = GPT2(config)
-    trainer = L.Trainer(
-        max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = L.Trainer(max_epochs=12, callbacks=callbacks, **QUIET)
     trainer.fit(model, training, validation)
     (found,) = trainer.validate(model, validation, verbose=False)
     return Trained(model, trainer, float(found["val_loss"]))
